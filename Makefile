@@ -1,0 +1,33 @@
+# Everything a reader, a tester or a maintainer types. `make book` needs Python 3.11+, make and git; nothing else.
+PYTHON ?= python3
+PROFILE ?= quick
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+BIN := .venv/bin
+
+.PHONY: book test bench reproduce lock lint clean
+
+book: .venv/ready
+	$(BIN)/snakemake --cores $(CORES) --config profile=$(PROFILE)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+reproduce: PROFILE := short
+reproduce: book
+
+lint: .venv/ready
+	$(BIN)/ruff check . && $(BIN)/nbstripout --keep-id --verify book/*.ipynb
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "csglib needs Python 3.11 or newer: make PYTHON=python3.11 book")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:  # for Linux and macOS, every Python from 3.11 on; needs uv
+	uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url --no-header \
+	  --python-version 3.11 --output-file requirements.lock
+
+clean:
+	rm -rf build .snakemake

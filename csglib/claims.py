@@ -1,0 +1,143 @@
+"""The papers' claims: one sentence each, the statistic that tests it, the paper's number with its source, the rule.
+
+Claims and rules are committed before the runs that test them.
+
+- numeric: reproduced where the paper's value lies in our 95 % interval over seeds or within the claim's tolerance of our mean;
+  contradicted where, on the paper's own schedule with at least three seeds, neither holds.
+- ordering: with at least three seeds of each side, reproduced where the bootstrap probability that the first mean exceeds the
+  second is at least 0.95, contradicted where it is at most 0.05.
+- otherwise inconclusive; "not run here" without runs, "no number" where the paper's value has no source.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+
+import numpy as np
+from scipy import stats
+
+from csglib.runs import Recipe, Run
+
+SECOND_HAND = "third-party transcription (NeverGiveU/NNInterpretation, demos/CSG, column val_in_paper)"
+SWAPPED = SECOND_HAND + "; its two densities are taken to be swapped, since 0.0788 < 1/C is outside the paper's feasible set"
+
+
+@dataclass(frozen=True)
+class Claim:
+    id: str
+    page: str  # whose runs test it
+    sentence: str
+    metric: str  # a key of metrics.json
+    of: str  # the experiment that is measured
+    over: str | None = None  # for an ordering: the experiment whose metric should be smaller
+    paper: float | None = None  # the paper's value; for an ordering the difference of its two values
+    source: str | None = None  # where the value was read; a value without one is not used
+    tolerance: float | None = None  # half-width around our mean within which the value counts as reproduced
+
+
+CLAIMS = (
+    Claim(
+        "accuracy-csg", "table1", "ResNet-20 trained with CSG classifies CIFAR-10 with an accuracy of 0.9192.",
+        "accuracy", "csg", paper=0.9192, source=SECOND_HAND, tolerance=0.005,
+    ),
+    Claim(
+        "accuracy-std", "table1", "The same network trained as usual reaches 0.9169.",
+        "accuracy", "std", paper=0.9169, source=SECOND_HAND, tolerance=0.005,
+    ),
+    Claim(
+        "accuracy-order", "table1", "CSG classifies better than standard training.",
+        "accuracy", "csg", over="std", paper=0.0023, source=SECOND_HAND,
+    ),
+    Claim(
+        "mis-csg", "table1", "The mutual information score of the CSG network is 0.1603 nats.",
+        "mis", "csg", paper=0.1603, source=SECOND_HAND, tolerance=0.01,
+    ),
+    Claim(
+        "mis-std", "table1", "That of the standard network is 0.1119 nats.",
+        "mis", "std", paper=0.1119, source=SECOND_HAND, tolerance=0.01,
+    ),
+    Claim(
+        "mis-order", "table1", "CSG's filters say more about the class than those of standard training.",
+        "mis", "csg", over="std", paper=0.0484, source=SECOND_HAND,
+    ),
+    Claim(
+        "density-csg", "table1", "The gate ends at an L1-density of 0.1: each filter serves one class.",
+        "l1_density", "csg", paper=0.1, source=SWAPPED, tolerance=0.005,
+    ),
+)  # fmt: skip
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean over seeds; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def probability(a: Sequence[float], b: Sequence[float], draws: int = 20_000) -> float:
+    """Bootstrap probability over seeds that mean(a) > mean(b), ties counted half: all resamples if few, else seeded draws."""
+
+    def means(x: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+        n = len(x)
+        if n**n <= draws:
+            return np.array([np.mean(s) for s in product(sorted(x), repeat=n)])
+        return np.sort(rng.choice(np.sort(x), (draws, n)).mean(1))
+
+    rng = np.random.default_rng(0)
+    first, second = means(a, rng), np.sort(means(b, rng))
+    below = np.searchsorted(second, first - 1e-12, "left")  # equal means may differ in the last digits
+    upto = np.searchsorted(second, first + 1e-12, "right")
+    return float(np.mean(below + upto) / (2 * len(second)))
+
+
+def verdict(claim: Claim, ours: Sequence[float], other: Sequence[float], paper_schedule: bool) -> str:
+    if not len(ours) or (claim.over and not len(other)):
+        return "not run here"
+    if claim.over:
+        if min(len(ours), len(other)) < 3:
+            return "inconclusive"
+        p = probability(ours, other)
+        return "reproduced" if p >= 0.95 else "contradicted" if p <= 0.05 else "inconclusive"
+    if claim.paper is None or claim.source is None:
+        return "no number"
+    band = interval(ours)
+    inside = band is not None and band[0] <= claim.paper <= band[1]
+    if inside or abs(np.mean(ours) - claim.paper) <= claim.tolerance:
+        return "reproduced"
+    return "contradicted" if paper_schedule and len(ours) >= 3 else "inconclusive"
+
+
+def schedule(recipe: Recipe) -> str:
+    """In words, since a verdict on another schedule than the paper's says so."""
+    form = {"onecycle": "one cycle", "steps": "steps"}[recipe.lr_schedule]
+    data = "" if recipe.dataset == "cifar10" else f"{recipe.dataset}, "
+    return f"{data}{recipe.epochs} epochs, {form}"
+
+
+def follows_paper(recipe: Recipe) -> bool:
+    return recipe.dataset == "cifar10" and recipe.epochs == 200 and recipe.lr_schedule == "steps"
+
+
+def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
+    """One entry of results.json: the claim, our mean and interval over seeds, the verdict, and the runs behind it."""
+    first, second = runs.get(claim.of, []), runs.get(claim.over, []) if claim.over else []
+    ours, other = ([run.metrics[claim.metric] for run in side] for side in (first, second))
+    used = first + second
+    mean, band = (float(np.mean(ours)) if ours else None), interval(ours)
+    if claim.over:  # the difference of means, with Welch's interval
+        mean = float(np.mean(ours) - np.mean(other)) if ours and other else None
+        band = None
+        if min(len(ours), len(other)) >= 2:
+            welch = stats.ttest_ind(ours, other, equal_var=False).confidence_interval(0.95)
+            band = (float(welch.low), float(welch.high))
+    return asdict(claim) | {
+        "ours": mean,
+        "low": band and band[0],
+        "high": band and band[1],
+        "n": min(len(ours), len(other)) if claim.over else len(ours),
+        "verdict": verdict(claim, ours, other, all(follows_paper(run.recipe) for run in used)),
+        "runs": [run.recipe.name for run in used],
+        "schedule": ", ".join(sorted({schedule(run.recipe) for run in used})) or None,
+    }

@@ -1,0 +1,112 @@
+"""The command `csglib`: train | evaluate | data | runs | results."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from csglib import Problem
+from csglib.runs import PUBLISHED, Recipe
+
+
+def train(recipe: OmitArgPrefixes[Recipe], out: Path | None = None, device: str | None = None) -> None:
+    """Train a recipe and write its run; called again after an interruption, go on where it stopped.
+
+    Args:
+        recipe: What decides the trained network.
+        out: Folder of the run; it must not exist yet.  Default: build/runs/ and the recipe's name.
+        device: cpu or cuda.  Default: cuda where there is one.
+    """
+    from csglib.train import pick_device, settle_precision, train
+
+    recipe, _ = settle_precision(recipe, pick_device(device))
+    out = out or Path("build/runs") / recipe.name
+    run = train(recipe, out, device)
+    print(json.dumps(run.metrics, indent=2))
+    print(f"{out}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)
+
+
+def evaluate(run: Positional[Path], json_: Annotated[bool, tyro.conf.arg(name="json")] = False, images: bool = False) -> None:
+    """Compute a run's metrics anew from its readout.
+
+    Args:
+        run: A run folder.
+        json_: Print JSON instead of a table.
+        images: First make the readout anew from the weights and the test images, instead of reading the stored one.
+    """
+    from csglib import metrics, runs
+    from csglib.train import read_images
+
+    opened = runs.read(run)
+    values = metrics.evaluate(read_images(opened) if images else opened.readout)
+    if json_:
+        print(json.dumps({"recipe": asdict(opened.recipe), "key": opened.recipe.key} | values, indent=2))
+    else:
+        for name, value in values.items():
+            print(f"{name:16}" + ("-" if value is None else f"{value:.4f}"))
+
+
+def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] = "cifar10") -> None:
+    """Download or verify a data set.  CSGLIB_DATA says where it lies (default data/raw).
+
+    Args:
+        action: get downloads the official release, checks and unpacks it; verify compares every file with its digest.
+        dataset: cifar10 or cifar10-mini, which is part of the repository.
+    """
+    from csglib.data import DATASETS, folder, get_cifar10, load
+    from csglib.runs import check_name
+
+    check_name("dataset", dataset, DATASETS)
+    if action == "get" and dataset == "cifar10":
+        get_cifar10()
+    found = load(dataset)
+    print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images, as released", end="")
+    print(f" (in {folder()})" if dataset == "cifar10" else "")
+
+
+def list_runs(folder: Positional[Path] = PUBLISHED) -> None:
+    """List the runs in a folder, each verified.
+
+    Args:
+        folder: Where run folders lie.
+    """
+    from csglib.runs import read
+
+    if not folder.is_dir():
+        raise Problem(f"{folder} is not a folder: name one that holds runs")
+    for path in sorted(p.parent for p in folder.glob("*/provenance.json")):
+        m = read(path).metrics
+        density = "-" if m["l1_density"] is None else f"{m['l1_density']:.4f}"
+        print(f"{path.name:48} accuracy {m['accuracy']:.4f}  mis {m['mis']:.4f}  density {density}")
+
+
+def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = Path("build/results.json")) -> None:
+    """Judge every claim by the runs that exist and write the list.
+
+    Args:
+        profile: Whose recipes count: smoke, quick, short or paper.
+        runs_folder: Where their runs lie.
+        out: The file to write.
+    """
+    from csglib import claims, experiments
+    from csglib.runs import write
+
+    judged = [claims.judge(c, experiments.published(c.page, profile, runs_folder)) for c in claims.CLAIMS]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(out, json.dumps(judged, indent=2) + "\n")
+
+
+def main() -> None:
+    commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "results": results}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="csglib", description=__doc__)
+    except Problem as problem:
+        print(f"csglib: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("csglib: stopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        sys.exit(130)

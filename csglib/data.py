@@ -1,0 +1,188 @@
+"""The data sets as uint8 tensors that live on the device; augmented there, verified by digest, read without pickle.
+
+`cifar10` is the official binary release; `cifar10-mini` is the sample of 2,000 + 1,000 of its images in this repository.
+"""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from csglib import Problem
+
+ROOT = Path(__file__).resolve().parent.parent  # the repository
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_FILES = {  # md5 of the official files; each holds 10,000 records of one label byte and 3 x 32 x 32 pixels
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    images: UInt8[Tensor, "N 3 H W"]
+    labels: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Images":
+        return Images(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images
+    digest: str  # of the files that were read
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        return Dataset(self.name, self.classes, self.train.to(device), self.test.to(device), self.digest)
+
+
+def load(name: str) -> Dataset:
+    """A data set by name, its files verified.  Raises Problem where it is unknown, absent or altered."""
+    if name not in DATASETS:
+        raise Problem(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    return DATASETS[name]()
+
+
+def folder() -> Path:
+    """Where downloads lie: the environment variable CSGLIB_DATA, or data/raw in the repository."""
+    return Path(os.environ.get("CSGLIB_DATA") or ROOT / "data" / "raw")
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, algorithm).hexdigest()
+
+
+def verify_cifar10(root: Path | None = None) -> str:
+    """Compare the six files with their official md5 sums; return one sha256 over the sums, the digest of the set."""
+    where = (root or folder()) / CIFAR10_FOLDER
+    remedy = "run `csglib data get cifar10`, or set CSGLIB_DATA to the folder that holds " + CIFAR10_FOLDER
+    for name, md5 in CIFAR10_FILES.items():
+        path = where / name
+        if not path.is_file():
+            raise Problem(f"CIFAR-10 is not complete in {where.parent}: {name} is missing; {remedy}")
+        if digest(path, "md5") != md5:
+            raise Problem(f"{path} differs from the official release: delete it and {remedy}")
+    return hashlib.sha256("".join(CIFAR10_FILES.values()).encode()).hexdigest()
+
+
+def load_cifar10() -> Dataset:
+    checked = verify_cifar10()
+    where = folder() / CIFAR10_FOLDER
+
+    def read(names: list[str]) -> Images:
+        records = np.concatenate([np.fromfile(where / n, np.uint8).reshape(-1, 1 + 3072) for n in names])
+        images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
+        return Images(images, torch.from_numpy(records[:, 0].astype(np.int64)))
+
+    *train, test = CIFAR10_FILES
+    return Dataset("cifar10", CLASSES, read(train), read([test]), checked)
+
+
+def load_cifar10_mini() -> Dataset:
+    """The embedded sample: the first 200 training and 100 test images of each class, as columns of tiles in lossless WebP."""
+    where = ROOT / "data" / "cifar10-mini"
+    sums = where / "SHA256SUMS"
+    if not sums.is_file():
+        raise Problem(f"the embedded sample is not in {where}: clone the whole repository, `git checkout data` restores it")
+    for line in sums.read_text().splitlines():
+        sha256, name = line.split()
+        path = where / name
+        if not path.is_file() or digest(path) != sha256:
+            raise Problem(f"{path} is missing or altered: `git checkout data/cifar10-mini` restores it")
+
+    def read(part: str) -> Images:
+        tiles = np.asarray(Image.open(where / f"{part}.webp").convert("RGB"))
+        images = tiles.reshape(500, 32, -1, 32, 3).transpose(2, 0, 4, 1, 3).reshape(-1, 3, 32, 32)  # N, 3, H, W
+        labels = np.fromfile(where / f"{part}.labels", np.uint8)
+        return Images(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
+
+    return Dataset("cifar10-mini", CLASSES, read("train"), read("test"), digest(sums))
+
+
+DATASETS = {"cifar10": load_cifar10, "cifar10-mini": load_cifar10_mini}
+
+
+def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIFAR10_MD5) -> Path:
+    """Download, check and unpack the official release; the folder appears whole or not at all."""
+    root = root or folder()
+    target = root / CIFAR10_FOLDER
+    if target.exists():
+        verify_cifar10(root)
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as tmp:
+        archive = Path(tmp) / "cifar10.tar.gz"
+        try:
+            with urllib.request.urlopen(url, timeout=60) as source, archive.open("wb") as sink:
+                size = int(source.headers.get("Content-Length") or 0) or None
+                with tqdm.wrapattr(source, "read", total=size, desc="CIFAR-10") as stream:
+                    shutil.copyfileobj(stream, sink)
+        except OSError as error:
+            raise Problem(
+                f"could not download {url} ({error}): try again, or put the release's files into {target} by hand"
+            ) from None
+        if digest(archive, "md5") != md5:
+            raise Problem(f"the archive from {url} is not the official release (its md5 differs): try again")
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp, filter="data")  # refuses paths that leave the folder
+        verify_cifar10(Path(tmp))
+        os.rename(Path(tmp) / CIFAR10_FOLDER, target)
+    return target
+
+
+def batches(data: Images, size: int, generator: torch.Generator) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"], Tensor]]:
+    """One epoch of full batches in random order, each image cropped from a border of 4 zeros and flipped at random.
+
+    All randomness comes from the generator, which lies on the CPU so that the order is the same on every device; the
+    incomplete last batch is left out, so that every step has the same shape.
+    """
+    N, _, H, W = data.images.shape
+    device = data.images.device
+    order = torch.randperm(N, generator=generator)
+    shift = torch.randint(0, 9, (2, N), generator=generator)
+    flip = torch.rand(N, generator=generator) < 0.5
+    order, shift, flip = order.to(device), shift.to(device), flip.to(device)
+    for i in range(0, N - size + 1, size):
+        index = order[i : i + size]
+        yield augment(data.images[index], *shift[:, i : i + size], flip[i : i + size]), data.labels[index]
+
+
+def augment(images: UInt8[Tensor, "B 3 H W"], dy: Tensor, dx: Tensor, flip: Tensor) -> UInt8[Tensor, "B 3 H W"]:
+    """Crop at (dy, dx) of each image's zero-padded border of 4, then mirror where flip says so."""
+    B, _, H, W = images.shape
+    windows = F.pad(images, (4, 4, 4, 4)).unfold(2, H, 1).unfold(3, W, 1)  # (B, 3, 9, 9, H, W), a view
+    crops = windows[torch.arange(B, device=images.device), :, dy, dx]
+    return torch.where(flip[:, None, None, None], crops.flip(3), crops)
+
+
+def to_float(images: UInt8[Tensor, "B 3 H W"]) -> Tensor:
+    """To [0, 1], channels last: the layout in which convolutions run fastest on CPUs and GPUs alike."""
+    return images.to(memory_format=torch.channels_last).float().div_(255)

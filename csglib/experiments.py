@@ -1,0 +1,61 @@
+"""book/experiments.yml: which recipes each page needs, per profile, and the runs of them that exist."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from csglib import Problem, runs
+from csglib.data import ROOT
+from csglib.runs import Recipe, Run, check_name
+
+FILE = ROOT / "book" / "experiments.yml"
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    train: bool  # whether missing runs are trained, or left out of the pages
+    seeds: tuple[int, ...]
+    recipe: dict  # the fields that all its recipes share
+
+
+def book() -> dict:
+    if not FILE.is_file():
+        raise Problem(f"{FILE} is missing: work in a clone of the repository, or restore it with git")
+    return yaml.safe_load(FILE.read_text())
+
+
+def profile(name: str) -> Profile:
+    profiles = book()["profiles"]
+    check_name("profile", name, profiles)
+    values = profiles[name]
+    base = profiles[values["like"]] if "like" in values else values
+    return Profile(name, values["train"], tuple(base["seeds"]), base["recipe"])
+
+
+def recipes(page: str, profile_name: str) -> dict[str, list[Recipe]]:
+    """The page's experiments, each with one recipe a seed."""
+    table, p = book(), profile(profile_name)
+    check_name("page", page, table["pages"])
+    return {
+        name: [Recipe.from_dict(p.recipe | table["experiments"][name] | {"seed": seed}, str(FILE)) for seed in p.seeds]
+        for name in (table["pages"][page] or {}).get("experiments", [])
+    }
+
+
+def parameters(page: str, profile_name: str) -> dict:
+    """The values that papermill sets in the page's notebook, beside `profile` and `runs_folder`."""
+    return ((book()["pages"][page] or {}).get("parameters") or {}).get(profile_name, {})
+
+
+def published(page: str, profile_name: str, folder: Path | str = runs.PUBLISHED) -> dict[str, list[Run]]:
+    """The runs of the page's recipes that exist under the folder; those that do not are left out."""
+    return {
+        name: [runs.published(recipe, Path(folder)) for recipe in group if (Path(folder) / recipe.name).exists()]
+        for name, group in recipes(page, profile_name).items()
+    }
+
+
+def missing(page: str, profile_name: str, folder: Path | str = runs.PUBLISHED) -> list[Recipe]:
+    return [r for group in recipes(page, profile_name).values() for r in group if not (Path(folder) / r.name).exists()]

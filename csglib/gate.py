@@ -1,0 +1,72 @@
+"""The Class-Specific Gate of Liang et al. (ECCV 2020): which filter may fire for which class.
+
+G is a matrix with one row per class and one column per filter.  On the gated path, filter k of an image of class y is
+multiplied by G[y, k].  The feasible set of the paper is
+
+    V_G = { G in [0, 1]^(C x K) : max_c G[c, k] = 1 for every filter k },
+
+so that every filter serves at least one class fully, and K <= ||G||_1 <= CK.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from csglib import Problem
+
+
+class ClassGate(nn.Module):
+    """A learnable C x K gate, started at one value everywhere; `project` brings it back into V_G after a gradient step."""
+
+    def __init__(self, num_classes: int, num_filters: int, start: float = 0.5):
+        super().__init__()
+        if not 0 < start <= 1:
+            raise Problem(f"the gate's start value must lie in (0, 1], not {start}: use 0.5, as the released code does")
+        self.matrix = nn.Parameter(torch.full((num_classes, num_filters), float(start)))
+
+    def forward(self, a: Float[Tensor, "N K *space"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N K *space"]:
+        """Multiply the activations of each image by its class's row.  Maps (N, K, H, W) or pooled features (N, K)."""
+        g = F.embedding(labels, self.matrix)  # (N, K); its gradient is summed in a fixed order, that of indexing is not
+        return a * g.to(a.dtype).reshape(g.shape + (1,) * (a.ndim - 2))
+
+    def penalty(self, bound: float) -> Float[Tensor, ""]:
+        """The hinge ReLU(||G||_1 - bound): no force once the sum of all entries is below the bound g."""
+        return torch.relu(self.matrix.abs().sum() - bound)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        self.matrix.copy_(project(self.matrix))
+
+
+def project(matrix: Float[Tensor, "C K"]) -> Float[Tensor, "C K"]:
+    """The paper's step back into V_G: divide each filter's column by its maximum, then clip to [0, 1].
+
+    Where a column's maximum is zero or below, the division is undefined (0/0) or turns the signs over and resets the
+    column to ones.  Such a column becomes one-hot at its largest entry, the first of equals: that is its Euclidean
+    projection onto V_G.  NaN stays NaN, for the training loop to stop at.  Idempotent.
+    """
+    top, winner = matrix.max(dim=0, keepdim=True)  # (1, K)
+    alive = top > torch.finfo(matrix.dtype).tiny  # below it the quotient may be 0/0 where subnormals are flushed
+    scaled = (matrix / torch.where(alive, top, 1)).clamp(0, 1)
+    one_hot = torch.zeros_like(matrix).scatter_(0, winner, 1)
+    return torch.where(alive | top.isnan(), scaled, one_hot)
+
+
+def density(matrix: Float[Tensor, "C K"]) -> float:
+    """L1-density ||G||_1 / (CK), in [1/C, 1] for a gate in V_G; below 1/C the program has an error, and this raises."""
+    C, K = matrix.shape
+    value = matrix.double().abs().sum().item() / (C * K)
+    if not value >= 1 / C:  # also catches NaN
+        raise ArithmeticError(f"density {value} lies below 1/C = {1 / C}: the gate has left its feasible set")
+    return value
+
+
+def density_bound(fraction: float, num_classes: int, num_filters: int) -> float:
+    """g = fraction * CK, the bound on ||G||_1.  A fraction below 1/C asks for a gate outside V_G and is refused."""
+    if not 1 / num_classes <= fraction <= 1:
+        raise Problem(
+            f"gate_density {fraction:g} lies outside [1/C, 1]: with {num_classes} classes every filter keeps at least "
+            f"one of them, so choose a value from {1 / num_classes:g} (one class a filter) to 1 (no pressure)"
+        )
+    return fraction * num_classes * num_filters

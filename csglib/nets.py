@@ -1,0 +1,86 @@
+"""Networks split where the gate sits: `features` gives maps (N, K, H, W), `head` is linear on their spatial mean.
+
+Images enter as floats in [0, 1]; normalisation is the network's first step, so that attacks and saliency work in pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from csglib import Problem
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, channel by channel, in [0, 1]
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+class Split(nn.Module):
+    """A classifier cut in two: normalisation and `features` before the gate, pooling and a linear `head` after it."""
+
+    def __init__(self, features: nn.Module, head: nn.Linear, mean=CIFAR10_MEAN, std=CIFAR10_STD):
+        super().__init__()
+        self.features, self.head = features, head
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    @property
+    def num_filters(self) -> int:
+        return self.head.in_features
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.out_features
+
+    def maps(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K h w"]:
+        return self.features((images - self.mean) / self.std)
+
+    def pooled(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K"]:
+        """Spatial mean of each filter's map.  Gating commutes with it, so the gate multiplies these N x K numbers."""
+        return self.maps(images).mean((2, 3))
+
+    def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
+        return self.head(self.pooled(images))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut of option A (He et al. 2016): subsample, pad new channels with zeros."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.stride, self.pad = stride, (planes - in_planes) // 2
+
+    def forward(self, x: Float[Tensor, "N in H W"]) -> Float[Tensor, "N out h w"]:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.pad:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(x + y)
+
+
+def resnet20(num_classes: int) -> Split:
+    """The CIFAR ResNet-20 of He et al. (2016): widths 16, 32, 64, three blocks each; 269,722 parameters for 10 classes."""
+    layers = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    in_planes = 16
+    for planes, stride in ((16, 1), (32, 2), (64, 2)):
+        for i in range(3):
+            layers.append(BasicBlock(in_planes, planes, stride if i == 0 else 1))
+            in_planes = planes
+    net = Split(nn.Sequential(*layers), nn.Linear(64, num_classes))
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(m.weight)
+    nn.init.zeros_(net.head.bias)
+    return net
+
+
+NETS = {"resnet20": resnet20}
+
+
+def build(name: str, num_classes: int) -> Split:
+    if name not in NETS:
+        raise Problem(f"unknown net {name!r}: choose one of {', '.join(NETS)}")
+    return NETS[name](num_classes)
