@@ -141,3 +141,25 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
         "runs": [run.recipe.name for run in used],
         "schedule": ", ".join(sorted({schedule(run.recipe) for run in used})) or None,
     }
+
+
+def paper_values(page: str) -> dict[str, dict[str, float]]:
+    """The paper's numbers of one page: experiment -> metric -> value."""
+    values: dict[str, dict[str, float]] = {}
+    for claim in CLAIMS:
+        if claim.page == page and claim.over is None and claim.paper is not None:
+            values.setdefault(claim.of, {})[claim.metric] = claim.paper
+    return values
+
+
+def markdown(judged: Sequence[dict]) -> str:
+    """The table of claims, in Markdown."""
+    lines = ["| Claim | Paper | Ours | 95 % interval | Runs | Verdict |", "|---|---|---|---|---|---|"]
+    for c in judged:
+        sign = "+" if c["over"] else ""
+        paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}"
+        ours = "–" if c["ours"] is None else f"{c['ours']:{sign}.4f}"
+        band = "–" if c["low"] is None else f"{c['low']:{sign}.4f} to {c['high']:{sign}.4f}"
+        note = f" ({c['schedule']})" if c["schedule"] else ""
+        lines.append(f"| {c['sentence']} | {paper} | {ours} | {band} | {c['n']} | **{c['verdict']}**{note} |")
+    return "\n".join(lines) + "\n"

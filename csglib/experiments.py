@@ -49,13 +49,16 @@ def parameters(page: str, profile_name: str) -> dict:
     return ((book()["pages"][page] or {}).get("parameters") or {}).get(profile_name, {})
 
 
-def published(page: str, profile_name: str, folder: Path | str = runs.PUBLISHED) -> dict[str, list[Run]]:
-    """The runs of the page's recipes that exist under the folder; those that do not are left out."""
+def published(page: str, profile_name: str, folder: Path | str | None = None) -> dict[str, list[Run]]:
+    """The runs of the page's recipes that exist under the folder (data/runs if None); those that do not are left out."""
+    where = Path(folder or runs.PUBLISHED)
     return {
-        name: [runs.published(recipe, Path(folder)) for recipe in group if (Path(folder) / recipe.name).exists()]
+        name: [runs.published(recipe, where) for recipe in group if (where / recipe.name).exists()]
         for name, group in recipes(page, profile_name).items()
     }
 
 
-def missing(page: str, profile_name: str, folder: Path | str = runs.PUBLISHED) -> list[Recipe]:
-    return [r for group in recipes(page, profile_name).values() for r in group if not (Path(folder) / r.name).exists()]
+def missing(page: str, profile_name: str, folder: Path | str | None = None) -> list[Recipe]:
+    """The page's recipes without a run there."""
+    where = Path(folder or runs.PUBLISHED)
+    return [r for group in recipes(page, profile_name).values() for r in group if not (where / r.name).exists()]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from csglib import Problem
 from csglib.gate import ClassGate, density_bound
 from csglib.nets import Split
 from csglib.runs import Recipe, check_name
@@ -40,6 +41,11 @@ def cross_entropy(recipe, path, net, gate, images, labels):
 
 def class_gate(recipe: Recipe, net: Split) -> ClassGate:
     density_bound(recipe.gate_density, net.num_classes, net.num_filters)  # refuses a bound below 1/C
+    if all(alternate(recipe, epoch) == "standard" for epoch in range(recipe.epochs)):
+        raise Problem(
+            f"no epoch would train the gate: {recipe.epochs} epochs, warm-up {recipe.warmup}, cycle {recipe.cycle}, and the "
+            "last epoch is standard; train longer, or choose a cycle with an earlier g"
+        )
     return ClassGate(net.num_classes, net.num_filters, recipe.gate_start)
 
 

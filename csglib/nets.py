@@ -3,6 +3,8 @@
 Images enter as floats in [0, 1]; normalisation is the network's first step, so that attacks and saliency work in pixels.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -84,3 +86,19 @@ def build(name: str, num_classes: int) -> Split:
     if name not in NETS:
         raise Problem(f"unknown net {name!r}: choose one of {', '.join(NETS)}")
     return NETS[name](num_classes)
+
+
+def resnet20_of_akamaster(path: Path | str) -> Split:
+    """The ResNet-20 trained by Y. Idelbayev (github.com/akamaster/pytorch_resnet_cifar10), 91.73 % on CIFAR-10's test images.
+
+    An outside check of network, data and evaluation.  Its tensors stand in the order of ours under other names, and its
+    images are normalised with ImageNet's mean and standard deviation.
+    """
+    theirs = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    net = resnet20(10)
+    ours = [k for k in net.state_dict() if k not in ("mean", "std") and not k.endswith("num_batches_tracked")]
+    values = [v for k, v in theirs.items() if not k.endswith("num_batches_tracked")]
+    net.load_state_dict(dict(zip(ours, values, strict=True)), strict=False)
+    net.mean.copy_(torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1))
+    net.std.copy_(torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1))
+    return net

@@ -44,7 +44,7 @@ class Recipe:
     lr_schedule: str = "onecycle"  # onecycle: up for 30 %, then down to 0 | steps: a tenth from 1/2, a hundredth from 3/4
     momentum: float = 0.9  # of the weights' SGD, with Nesterov's correction
     weight_decay: float = 5e-4  # of the weights; never of the gate
-    cycle: str = "ssg"  # epochs after the warm-up, repeated: s standard, g gated; the last epoch is standard
+    cycle: str = "sgs"  # epochs after the warm-up, repeated: s standard, g gated; the last epoch is standard
     warmup: int = 0  # standard epochs before the first cycle
     gate_start: float = 0.5  # every gate entry before the first step
     gate_lr: float = 0.1  # learning rate of the gate's SGD, constant
@@ -62,7 +62,7 @@ class Recipe:
             ("lr_schedule", self.lr_schedule in ("onecycle", "steps"), "use onecycle or steps"),
             ("momentum", 0 < self.momentum < 1, "use a number between 0 and 1 such as 0.9"),
             ("weight_decay", 0 <= self.weight_decay < float("inf"), "use 0 or a small positive number"),
-            ("cycle", self.cycle and set(self.cycle) <= set("sg"), "use letters s (standard) and g (gated), such as ssg"),
+            ("cycle", self.cycle and set(self.cycle) <= set("sg"), "use letters s (standard) and g (gated), such as sgs"),
             ("warmup", self.warmup >= 0, "use 0 or a number of epochs"),
             ("gate_start", 0 < self.gate_start <= 1, "use a number in (0, 1] such as 0.5"),
             ("gate_lr", 0 <= self.gate_lr < float("inf"), "use a number such as 0.1"),
@@ -95,12 +95,16 @@ class Recipe:
         return f"{self.dataset}-{self.net}-{self.method}-{self.epochs}e-s{self.seed}-{self.key[:6]}"
 
     @property
+    def flags(self) -> str:
+        """The options of `csglib train` that name this recipe."""
+        shown = ("dataset", "net", "method", "epochs", "seed")
+        values = {name: getattr(self, name) for name in shown} | self.changed()
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+
+    @property
     def command(self) -> str:
-        """The shell command that trains it."""
-        flags = {"dataset": self.dataset, "net": self.net, "method": self.method, "epochs": self.epochs, "seed": self.seed}
-        flags |= self.changed()
-        words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
-        return f"csglib train {words} --out data/runs/{self.name}"
+        """The shell command that trains it into its place among the published runs."""
+        return f"csglib train {self.flags} --out data/runs/{self.name}"
 
     @classmethod
     def from_dict(cls, values: dict, source: str) -> "Recipe":
