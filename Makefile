@@ -7,7 +7,8 @@ BIN := .venv/bin
 .PHONY: book test bench reproduce lock lint clean
 
 book: .venv/ready
-	$(BIN)/snakemake --cores $(CORES) --config profile=$(PROFILE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --quiet rules --cores $(CORES) --rerun-triggers mtime input --rerun-incomplete \
+	  --config profile=$(PROFILE)
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -23,8 +23,7 @@ def train(recipe: OmitArgPrefixes[Recipe], out: Path | None = None, device: str 
     """
     from csglib.train import pick_device, settle_precision, train
 
-    recipe, _ = settle_precision(recipe, pick_device(device))
-    out = out or Path("build/runs") / recipe.name
+    out = out or Path("build/runs") / settle_precision(recipe, pick_device(device))[0].name
     run = train(recipe, out, device)
     print(json.dumps(run.metrics, indent=2))
     print(f"{out}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)
@@ -106,6 +105,9 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(commands, prog="csglib", description=__doc__)
     except Problem as problem:
         print(f"csglib: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"csglib: {error}: check that the path exists and can be written", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("csglib: stopped; the same command goes on from the last whole epoch", file=sys.stderr)

@@ -84,12 +84,14 @@ def verify_cifar10(root: Path | None = None) -> str:
     """Compare the six files with their official md5 sums; return one sha256 over the sums, the digest of the set."""
     where = (root or folder()) / CIFAR10_FOLDER
     remedy = "run `csglib data get cifar10`, or set CSGLIB_DATA to the folder that holds " + CIFAR10_FOLDER
+    if where.exists():
+        remedy = f"remove {where}, then {remedy}"
     for name, md5 in CIFAR10_FILES.items():
         path = where / name
         if not path.is_file():
             raise Problem(f"CIFAR-10 is not complete in {where.parent}: {name} is missing; {remedy}")
         if digest(path, "md5") != md5:
-            raise Problem(f"{path} differs from the official release: delete it and {remedy}")
+            raise Problem(f"{path} differs from the official release: {remedy}")
     return hashlib.sha256("".join(CIFAR10_FILES.values()).encode()).hexdigest()
 
 
@@ -151,8 +153,11 @@ def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIF
             ) from None
         if digest(archive, "md5") != md5:
             raise Problem(f"the archive from {url} is not the official release (its md5 differs): try again")
-        with tarfile.open(archive) as tar:
-            tar.extractall(tmp, filter="data")  # refuses paths that leave the folder
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(tmp, filter="data")  # refuses paths that leave the folder
+        except tarfile.TarError as error:
+            raise Problem(f"the archive from {url} cannot be unpacked ({error}): try again") from None
         verify_cifar10(Path(tmp))
         os.rename(Path(tmp) / CIFAR10_FOLDER, target)
     return target

@@ -1,7 +1,7 @@
 """What one training step computes, for each method: the gate, which path an epoch trains, the loss, what follows a step.
 
-A path is `standard` (all filters), `gated` (each filter times its class's gate entry) or `skip` (the epoch does not train,
-while the learning-rate schedule goes on).  Evaluation always takes the standard path: at test time there is no label.
+A path is `standard` (all filters) or `gated` (each filter times its class's gate entry).  Evaluation always takes the standard
+path: at test time there is no label.
 """
 
 from collections.abc import Callable

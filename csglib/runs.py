@@ -54,9 +54,12 @@ class Recipe:
     precision: str = "auto"  # float32 | bfloat16 (autocast) | auto: chosen for the device and written here before training
 
     def __post_init__(self):
+        for f in dataclasses.fields(self):
+            if f.type is float:  # 1 and 1.0 are one value and get one key
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))
         for name, ok, remedy in (
             ("epochs", self.epochs >= 1, "train for at least 1"),
-            ("seed", self.seed >= 0, "use 0, 1, 2, ..."),
+            ("seed", 0 <= self.seed < 2**40, "use 0, 1, 2, ..."),
             ("batch_size", self.batch_size >= 2, "batch normalisation needs at least 2 images"),
             ("lr", 0 < self.lr < float("inf"), "use a positive number such as 0.2"),
             ("lr_schedule", self.lr_schedule in ("onecycle", "steps"), "use onecycle or steps"),
@@ -170,10 +173,13 @@ def read(path: Path | str) -> Run:
     provenance = read_json(path / "provenance.json", again)
     if provenance.get("format") != FORMAT:
         raise Problem(f"{path} has run format {provenance.get('format')}, this csglib reads {FORMAT}: train the run again")
+    sums = provenance.get("sha256")
+    if not isinstance(sums, dict):
+        raise Problem(f"{path / 'provenance.json'} was altered after the run (it holds no digests): {again}")
     for name in FILES:
         if not (path / name).is_file():
             raise Problem(f"{path / name} is missing: {again}")
-        if digest(path / name) != provenance.get("sha256", {}).get(name):
+        if digest(path / name) != sums.get(name):
             raise Problem(f"{path / name} was altered after the run (its sha256 differs): {again}")
     recipe = Recipe.from_dict(read_json(path / "recipe.json", again), str(path / "recipe.json"))
     if recipe.key != provenance.get("key"):
@@ -193,7 +199,8 @@ def read_json(path: Path, remedy: str) -> dict:
 
 def part(path: Path) -> Path:
     """The folder in which a run is trained until it is finished."""
-    return path.with_name(path.name + ".part")
+    path = path.absolute()
+    return path.parent / (path.name + ".part")
 
 
 def claim_folder(out: Path, recipe: Recipe) -> Path:
@@ -206,6 +213,8 @@ def claim_folder(out: Path, recipe: Recipe) -> Path:
     kept = folder / "recipe.json"
     if kept.exists() and kept.read_text() != text:
         raise Problem(f"{folder} holds an unfinished run of another recipe: choose another --out, or remove that folder first")
+    if folder.exists() and not kept.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Problem(f"{folder} exists and is not an unfinished run: choose another --out, or move that folder away")
     folder.mkdir(parents=True, exist_ok=True)
     write(kept, text)
     return folder

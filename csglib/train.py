@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -51,9 +52,11 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     history, gates = state.load()
 
     code = runs.provenance()  # taken at the start: the files may change while this runs
-    tqdm.write(f"{recipe.name}: {device}, {recipe.precision} ({reason})")
     steps = len(dataset.train) // recipe.batch_size
-    with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1) as bar:
+    hidden = bool(os.environ.get("TQDM_DISABLE"))  # tqdm itself reads it in a terminal, but not in a notebook
+    if not hidden:
+        print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
+    with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
             path = m.path(recipe, epoch)
             row = train_epoch(recipe, m, epoch, path, net, gate, optimisers, dataset.train, bar)
@@ -61,10 +64,10 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
             history.append(row)
             if path == "gated":
                 gates.append(gate.matrix.detach().clone())
-            if not math.isfinite(row["train_loss"]):
+            if not math.isfinite(loss := row["train_loss"] + row["test_loss"]):  # the last step shows in the test loss alone
                 raise Problem(
-                    f"the loss of epoch {epoch} is {row['train_loss']}: lower --lr or --gate-lr in a new --out "
-                    f"(the last good checkpoint is kept in {folder})"
+                    f"the loss of epoch {epoch} is {loss}: lower --lr or --gate-lr, with a new --out "
+                    f"({folder} keeps the epochs before)"
                 )
             state.save(history, gates)
     return finish(recipe, code | {"precision_reason": reason}, out, dataset, net, gate, gates, history)

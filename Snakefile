@@ -1,0 +1,96 @@
+# From recipes to the book:  train -> notebook -> book.
+#
+#     snakemake --cores 2 --config profile=quick build=build
+#
+# profile  smoke | quick | short | paper, see book/experiments.yml
+# build    where everything generated goes; the runs of short and paper go to data/runs, beside the published ones
+
+import sys
+from pathlib import Path
+
+from csglib import Problem, experiments, runs
+
+sys.path.insert(0, "tools")
+from execute import parameters
+
+PROFILE = config.get("profile", "quick")
+BUILD = config.get("build", "build")
+RUNS = f"{BUILD}/runs" if PROFILE == "smoke" else "data/runs"
+
+try:
+    PAGES = list(experiments.book()["pages"])
+    TRAIN = experiments.profile(PROFILE).train
+    RECIPES = {r.name: r for page in PAGES for group in experiments.recipes(page, PROFILE).values() for r in group}
+    for page in PAGES:
+        parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
+except Problem as problem:
+    sys.exit(f"csglib: {problem}")
+
+
+def runs_of(page):
+    """The folders of the runs that a page reads: all of its recipes, or those that are published."""
+    names = [r.name for group in experiments.recipes(page, PROFILE).values() for r in group]
+    return [f"{RUNS}/{name}" for name in names if TRAIN or Path(RUNS, name).exists()]
+
+
+LIBRARY = [str(p) for p in Path("csglib").glob("*.py")]
+
+if not TRAIN:
+    for recipe in RECIPES.values():
+        if not Path(RUNS, recipe.name).exists():
+            print(f"not published yet, left out of the book: {recipe.command}", file=sys.stderr)
+
+
+rule book:
+    input:
+        expand(f"{BUILD}/executed/{{page}}.ipynb", page=PAGES),
+        f"{BUILD}/results.json",
+        "_config.yml",
+        "tools/assemble.py",
+        [str(p) for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb"],
+        [str(p) for p in Path("tools/ext").glob("*.py")],
+    output:
+        f"{BUILD}/html/index.html",
+    shell:
+        f"python tools/assemble.py {BUILD} {' '.join(PAGES)}"
+
+
+rule notebook:
+    input:
+        "book/{page}.ipynb",
+        "book/experiments.yml",
+        "tools/execute.py",
+        LIBRARY,
+        lambda wildcards: runs_of(wildcards.page),
+    output:
+        f"{BUILD}/executed/{{page}}.ipynb",
+    threads: 64  # as many as there are: the live page trains, and two trainings at once slow each other down
+    shell:
+        f"python tools/execute.py {{wildcards.page}} {PROFILE} {RUNS} {{output}}"
+
+
+rule results:
+    input:
+        "book/experiments.yml",
+        LIBRARY,
+        [folder for page in PAGES for folder in runs_of(page)],
+    output:
+        f"{BUILD}/results.json",
+    shell:
+        f"csglib results --profile {PROFILE} --runs-folder {RUNS} --out {{output}}"
+
+
+if TRAIN:
+
+    rule train:
+        output:
+            directory(f"{RUNS}/{{name}}"),
+        wildcard_constraints:
+            name="|".join(RECIPES),
+        threads: 64
+        resources:
+            gpu=1,
+        params:
+            flags=lambda wildcards: RECIPES[wildcards.name].flags,
+        shell:
+            "csglib train {params.flags} --out {output}"

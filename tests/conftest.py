@@ -1,0 +1,101 @@
+"""What several test files share.  Every test runs with the shapes and types of csglib's annotations checked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("csglib", "beartype.beartype")  # before csglib is first imported
+
+from csglib import data, runs  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory) -> Path:
+    """The folder that holds the official binary release: CSGLIB_DATA, or unpacked from the shared strips."""
+    if value := os.environ.get("CSGLIB_DATA"):
+        return Path(value)
+    script = SHARED / "data" / "unpack-cifar10"
+    if not script.exists():
+        pytest.skip(f"full CIFAR-10 is not here: set CSGLIB_DATA to the folder that holds {data.CIFAR10_FOLDER}")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10(cifar10_folder) -> data.Dataset:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CSGLIB_DATA", str(cifar10_folder))
+        return data.load("cifar10")
+
+
+@pytest.fixture(scope="session")
+def mini() -> data.Dataset:
+    return data.load("cifar10-mini")
+
+
+@pytest.fixture(scope="session")
+def tiny(mini):
+    """A data set `tiny` of 320 + 100 images of the sample, for tests that train; exists as long as the tests run."""
+
+    def part(images: data.Images, n: int) -> data.Images:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:n]
+        return data.Images(images.images[order], images.labels[order])
+
+    dataset = data.Dataset("tiny", mini.classes, part(mini.train, 320), part(mini.test, 100), "0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data.DATASETS, "tiny", lambda: dataset)
+        yield dataset
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory) -> runs.Run:
+    """A finished run on the embedded sample: one gated epoch, one standard.  Read only; damage copies of it."""
+    from csglib.train import train
+
+    recipe = runs.Recipe(dataset="cifar10-mini", epochs=2, cycle="gs", precision="float32")
+    return train(recipe, tmp_path_factory.mktemp("runs") / "run", "cpu")
+
+
+@pytest.fixture(scope="session")
+def third_party_file() -> Path:
+    path = SHARED / "data" / "weights" / "resnet20-12fca82f.th"
+    if not path.exists():
+        pytest.skip(f"the third-party weights are not here: {path}")
+    return path
+
+
+@pytest.fixture
+def csglib(monkeypatch, capsys):
+    """The command line, in this process: csglib("evaluate", path) gives the exit code, stdout and stderr."""
+    from csglib.cli import main
+
+    def call(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["csglib", *map(str, words)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def snapshot():
+    """snapshot(folder): every path under it with its content, to show that nothing was written."""
+
+    def take(folder: Path) -> dict[str, bytes | None]:
+        return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+    return take

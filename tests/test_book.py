@@ -1,0 +1,224 @@
+"""The book: clean sources, the smoke profile from recipe to HTML, and the built pages in a real browser."""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+from csglib import Problem, claims, experiments
+from csglib.data import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import execute  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+BUILD = ROOT / "build" / "smoke"
+BIN = Path(sys.executable).parent
+
+
+def snakemake(*config: str) -> subprocess.CompletedProcess:
+    command = [BIN / "snakemake", "--cores", "2", "--nolock", "--rerun-triggers", "mtime", "input", "--rerun-incomplete"]
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run([*command, "--config", *config], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The smoke profile: trains every recipe of every page on the embedded sample, executes the pages, builds the book."""
+    done = snakemake("profile=smoke", "build=build/smoke")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return BUILD / "html"
+
+
+def code_cells(path: Path) -> list:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_source_notebooks_are_clean_and_short(path):
+    nb = nbformat.read(path, as_version=4)
+    nbformat.validate(nb)
+    cells = code_cells(path)
+    assert all(not c.outputs and c.execution_count is None for c in cells)
+    assert "widgets" not in nb.metadata and "papermill" not in nb.metadata
+    assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
+    assert max(c.source.count("\n") + 1 for c in cells) <= 18
+    assert nb.cells[0].source.startswith("# ")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_figure_has_a_caption_and_an_alt_text(path):
+    drawn = [c for c in code_cells(path) if re.search(r"figures\.(gate|gate_film|curves)\(", c.source)]
+    assert drawn
+    for cell in drawn:
+        assert len(cell.metadata["mystnb"]["figure"]["caption"]) > 20
+        assert len(cell.metadata["mystnb"]["image"]["alt"]) > 20
+
+
+def test_every_notebook_is_a_page_of_the_experiments_file_and_of_the_table_of_contents():
+    pages = {p.stem for p in NOTEBOOKS}
+    assert pages == set(experiments.book()["pages"])
+    assert pages <= set(re.findall(r"file: (\S+)", (ROOT / "book" / "_toc.yml").read_text()))
+
+
+def test_an_unknown_notebook_parameter_is_refused(monkeypatch):
+    table = experiments.book()
+    table["pages"]["train-a-gate"]["parameters"]["smoke"]["epoch"] = 4
+    monkeypatch.setattr(experiments, "book", lambda: table)
+    with pytest.raises(Problem, match="epoch.*no parameter.*epochs"):
+        execute.parameters("train-a-gate", "smoke", "runs")
+
+
+def test_an_unknown_profile_stops_before_anything_runs(tmp_path):
+    done = snakemake("profile=fast", f"build={tmp_path / 'build'}")
+    assert done.returncode != 0
+    assert "unknown profile 'fast': choose one of smoke, quick, short, paper" in done.stderr + done.stdout
+    assert not (tmp_path / "build").exists()
+
+
+def test_results_list_every_claim_with_its_runs(html):
+    results = json.loads((BUILD / "results.json").read_text())
+    assert [r["id"] for r in results] == [c.id for c in claims.CLAIMS]
+    for r in results:
+        assert {"page", "paper", "source", "ours", "low", "high", "n", "verdict", "runs", "schedule"} <= set(r)
+        assert r["n"] == 1 and r["runs"] and r["schedule"] == "cifar10-mini, 3 epochs, one cycle"
+        assert r["ours"] is not None
+
+
+def test_the_index_shows_every_claim_and_number_of_the_results(html):
+    text = re.sub(r"<[^>]+>", "", (html / "index.html").read_text()).replace("&#39;", "'").replace("’", "'")
+    for r in json.loads((BUILD / "results.json").read_text()):
+        assert r["sentence"] in text
+        assert f"{r['ours']:.4f}".lstrip("-") in text
+
+
+def test_executed_pages_leave_no_path_of_this_machine(html):
+    for page in html.glob("*.html"):
+        assert str(ROOT) not in page.read_text(), page.name
+
+
+class Page(HTMLParser):
+    def __init__(self, path: Path):
+        super().__init__()
+        self.ids, self.references, self.images = [], [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        a = dict(attributes)
+        if "id" in a:
+            self.ids.append(a["id"])
+        if tag == "img":
+            self.images.append(a)
+        self.references += [(tag, a[key]) for key in ("href", "src") if a.get(key)]
+
+
+def test_links_inside_the_book_lead_somewhere_and_no_asset_is_foreign(html):
+    pages = {p.name: Page(p) for p in html.glob("*.html")}
+    for name, page in pages.items():
+        assert len(page.ids) == len(set(page.ids)), f"{name} repeats an id"
+        for tag, reference in page.references:
+            url = urlsplit(reference)
+            if url.scheme or url.netloc:
+                assert tag == "a" or url.scheme == "data", (name, tag, reference)
+                continue
+            assert not url.path or (html / unquote(url.path)).exists(), (name, reference)
+            target = url.path or name
+            if url.fragment and target in pages:
+                assert url.fragment in pages[target].ids, (name, reference)
+
+
+def test_every_image_has_an_alt_text(html):
+    images = [i for p in html.glob("*.html") for i in Page(p).images]
+    assert len(images) >= 4
+    assert all(len(i.get("alt", "")) > 20 and not i["alt"].endswith(".png") for i in images)
+
+
+@pytest.fixture(scope="session")
+def site(html):
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=html)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with its driver here: install Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+PAGES = ["index", "method", "train-a-gate", "table1", "bibliography"]
+
+
+def open_page(browser, url: str, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(url)
+    deadline = time.monotonic() + 20
+    ready = "return document.readyState == 'complete' && !document.querySelector('.math:not(:has(mjx-container))')"
+    while not browser.execute_script(ready) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_loads_without_errors_and_asks_no_other_host(page, site, browser):
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # forget the pages before
+    open_page(browser, f"{site}/{page}.html", 1280)
+    time.sleep(0.5)
+    assert [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert len(urls) > 5
+    assert [u for u in urls if not u.startswith((site, "data:"))] == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_page_is_no_wider_than_its_window(page, width, site, browser):
+    open_page(browser, f"{site}/{page}.html", width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.browser
+def test_all_mathematics_renders(site, browser):
+    open_page(browser, f"{site}/method.html", 1280)
+    count = "return document.querySelectorAll('{}').length"
+    assert browser.execute_script(count.format(".math")) > 30
+    assert browser.execute_script(count.format("mjx-container")) >= browser.execute_script(count.format(".math"))
+    assert browser.execute_script(count.format("mjx-merror, [data-mjx-error]")) == 0
+
+
+@pytest.mark.browser
+def test_images_are_drawn(site, browser):
+    open_page(browser, f"{site}/train-a-gate.html", 1280)
+    widths = browser.execute_script("return [...document.images].filter(i => i.alt.length > 20).map(i => i.naturalWidth)")
+    assert len(widths) == 2 and min(widths) > 600

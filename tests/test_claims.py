@@ -1,0 +1,206 @@
+import json
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from csglib import claims, experiments
+from csglib.claims import Claim, interval, judge, probability, verdict
+from csglib.runs import Recipe, Run
+
+NUMERIC = Claim("n", "table1", "A number.", "accuracy", "csg", paper=0.92, source="table", tolerance=0.005)
+ORDER = Claim("o", "table1", "An order.", "accuracy", "csg", over="std", paper=0.002, source="table")
+FEW = st.lists(st.integers(0, 50).map(lambda n: n / 64), min_size=1, max_size=4)
+MANY = st.lists(st.integers(0, 50).map(lambda n: n / 64), min_size=6, max_size=8)
+
+
+@pytest.mark.parametrize("values", [[0.9, 0.91, 0.93], [1.0, 3.0], [0.1, 0.4, 0.2, 0.2, 0.5]])
+def test_the_interval_is_students(values):
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert interval(values) == pytest.approx((low, high))
+
+
+def test_one_seed_has_no_interval():
+    assert interval([0.9]) is None
+    assert interval([]) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.lists(st.integers(0, 5), min_size=1, max_size=3))
+def test_the_probability_of_few_seeds_counts_all_resamples(a, b):
+    first = [Fraction(sum(s), len(a)) for s in product(a, repeat=len(a))]
+    second = [Fraction(sum(s), len(b)) for s in product(b, repeat=len(b))]
+    wins = sum(2 * (x > y) + (x == y) for x in first for y in second)
+    assert probability(list(map(float, a)), list(map(float, b))) == pytest.approx(wins / (2 * len(first) * len(second)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(FEW, FEW)
+def test_the_two_orders_share_one_probability(a, b):
+    assert probability(a, b) + probability(b, a) == pytest.approx(1, abs=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(MANY, MANY)
+def test_the_two_orders_share_one_probability_with_many_seeds_too(a, b):
+    assert probability(a, b) + probability(b, a) == pytest.approx(1, abs=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.one_of(FEW, MANY), st.one_of(FEW, MANY), st.integers(0, 20))
+def test_the_probability_rises_when_the_first_side_does(a, b, steps):
+    assert probability([x + steps / 64 for x in a], b) >= probability(a, b)
+
+
+def test_the_probability_of_many_seeds_is_near_that_of_the_central_limit():
+    a, b = list(np.linspace(0, 1, 8)), list(np.linspace(0.1, 1.1, 8))
+    spread = np.sqrt((np.var(a) + np.var(b)) / 8)
+    assert probability(a, b) == pytest.approx(stats.norm.cdf(-0.1 / spread), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "ours, paper_schedule, expected",
+    [
+        ([], True, "not run here"),
+        ([0.916], False, "reproduced"),  # within the tolerance
+        ([0.924], True, "reproduced"),
+        ([0.90, 0.935, 0.91], True, "reproduced"),  # in the interval, though the mean is not within the tolerance
+        ([0.90, 0.901, 0.902], True, "contradicted"),
+        ([0.90, 0.901, 0.902], False, "inconclusive"),  # another schedule
+        ([0.9, 0.9001], True, "inconclusive"),  # two seeds
+        ([0.9], True, "inconclusive"),
+        ([0.94, 0.941, 0.942], True, "contradicted"),  # too good is no reproduction either
+    ],
+)
+def test_the_verdicts_of_a_numeric_claim(ours, paper_schedule, expected):
+    assert verdict(NUMERIC, ours, [], paper_schedule) == expected
+
+
+@pytest.mark.parametrize("fields", [{"paper": None, "source": "table"}, {"paper": 0.92, "source": None}])
+def test_a_value_without_a_source_has_no_number(fields):
+    claim = Claim("n", "table1", "A number.", "accuracy", "csg", tolerance=0.005, **fields)
+    assert verdict(claim, [0.92, 0.92, 0.92], [], True) == "no number"
+    assert verdict(claim, [], [], True) == "not run here"
+
+
+def test_a_numeric_claim_needs_no_tolerance():
+    claim = Claim("n", "table1", "A number.", "accuracy", "csg", paper=0.92, source="table")
+    assert verdict(claim, [0.9, 0.901, 0.902], [], True) == "contradicted"
+    assert verdict(claim, [0.9, 0.92, 0.94], [], True) == "reproduced"
+
+
+@pytest.mark.parametrize(
+    "ours, other, expected",
+    [
+        ([3.0, 4.0, 5.0], [0.0, 1.0, 2.0], "reproduced"),
+        ([0.0, 1.0, 2.0], [3.0, 4.0, 5.0], "contradicted"),
+        ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], "inconclusive"),
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], "inconclusive"),
+        ([3.0, 4.0], [0.0, 1.0, 2.0], "inconclusive"),  # fewer than three seeds
+        ([3.0, 4.0, 5.0], [0.0, 1.0], "inconclusive"),
+        ([3.0, 4.0, 5.0], [], "not run here"),
+        ([], [0.0, 1.0, 2.0], "not run here"),
+    ],
+)
+@pytest.mark.parametrize("paper_schedule", [True, False])
+def test_the_verdicts_of_an_ordering(ours, other, paper_schedule, expected):
+    assert verdict(ORDER, ours, other, paper_schedule) == expected
+
+
+def fake(method: str, seed: int, accuracy: float, **fields) -> Run:
+    recipe = Recipe(method=method, seed=seed, precision="float32", **fields)
+    return Run(Path("nowhere"), recipe, {"accuracy": accuracy}, {})
+
+
+def group(method: str, *values: float, **fields) -> list[Run]:
+    return [fake(method, seed, value, **fields) for seed, value in enumerate(values)]
+
+
+def test_a_judged_number_carries_mean_interval_runs_and_schedule():
+    runs = group("csg", 0.90, 0.92, 0.94)
+    entry = judge(NUMERIC, {"csg": runs, "std": group("standard", 0.1)})
+    assert entry["ours"] == pytest.approx(0.92)
+    assert (entry["low"], entry["high"]) == pytest.approx(interval([0.90, 0.92, 0.94]))
+    assert (entry["n"], entry["verdict"]) == (3, "reproduced")
+    assert entry["runs"] == [run.recipe.name for run in runs]
+    assert entry["schedule"] == "30 epochs, one cycle"
+    assert entry["id"] == "n" and entry["paper"] == 0.92 and entry["source"] == "table"
+
+
+def test_a_judged_order_carries_the_difference_with_welchs_interval():
+    a, b = [0.90, 0.93, 0.91], [0.85, 0.86, 0.84, 0.88]
+    entry = judge(ORDER, {"csg": group("csg", *a), "std": group("standard", *b)})
+    va, vb = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 4
+    freedom = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(va + vb)
+    difference = np.mean(a) - np.mean(b)
+    assert entry["ours"] == pytest.approx(difference)
+    assert (entry["low"], entry["high"]) == pytest.approx((difference - half, difference + half))
+    assert (entry["n"], entry["verdict"]) == (3, "reproduced")
+    assert len(entry["runs"]) == 7
+
+
+@pytest.mark.parametrize("claim", [NUMERIC, ORDER])
+def test_without_runs_nothing_is_claimed(claim):
+    entry = judge(claim, {"csg": [], "std": []})
+    assert entry["verdict"] == "not run here"
+    assert [entry[name] for name in ("ours", "low", "high", "n", "runs", "schedule")] == [None, None, None, 0, [], None]
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")
+def test_equal_values_of_all_seeds_still_make_valid_json():
+    entry = judge(ORDER, {"csg": group("csg", 0.9, 0.9, 0.9), "std": group("standard", 0.8, 0.8, 0.8)})
+    json.dumps(entry, allow_nan=False)
+    assert entry["verdict"] == "reproduced"
+
+
+def test_only_the_papers_schedule_contradicts_its_number():
+    values = (0.5, 0.51, 0.52)
+    paper = {"epochs": 200, "lr_schedule": "steps"}
+    assert judge(NUMERIC, {"csg": group("csg", *values, **paper)})["verdict"] == "contradicted"
+    assert judge(NUMERIC, {"csg": group("csg", *values)})["verdict"] == "inconclusive"
+    mixed = group("csg", *values, **paper)[:2] + [fake("csg", 2, 0.52)]
+    assert judge(NUMERIC, {"csg": mixed})["verdict"] == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({}, "30 epochs, one cycle"),
+        ({"epochs": 200, "lr_schedule": "steps"}, "200 epochs, steps"),
+        ({"dataset": "cifar10-mini", "epochs": 3}, "cifar10-mini, 3 epochs, one cycle"),
+    ],
+)
+def test_a_schedule_in_words(fields, words):
+    assert claims.schedule(Recipe(**fields)) == words
+
+
+def test_the_claims_are_testable_and_have_their_sources():
+    pages = experiments.book()["pages"]
+    assert len({claim.id for claim in claims.CLAIMS}) == len(claims.CLAIMS)
+    for claim in claims.CLAIMS:
+        assert claim.sentence.endswith(".")
+        assert claim.metric in ("accuracy", "mis", "l1_density")
+        assert {claim.of, claim.over or claim.of} <= set(pages[claim.page]["experiments"])
+        assert claim.paper is None or claim.source
+        assert claim.over or claim.tolerance, f"{claim.id} is numeric and has no tolerance"
+
+
+def test_the_papers_numbers_of_a_page_are_those_of_its_numeric_claims():
+    values = claims.paper_values("table1")
+    assert values["csg"] == {"accuracy": 0.9192, "mis": 0.1603, "l1_density": 0.1}
+    assert values["std"] == {"accuracy": 0.9169, "mis": 0.1119}
+    assert claims.paper_values("no such page") == {}
+
+
+def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
+    judged = [judge(NUMERIC, {"csg": group("csg", 0.90, 0.92, 0.94)}), judge(ORDER, {})]
+    head, rule, number, order = claims.markdown(judged).splitlines()
+    assert {line.count("|") for line in (head, rule, number, order)} == {7}
+    assert "0.9200" in number and "**reproduced** (30 epochs, one cycle)" in number
+    assert "+0.0020" in order and order.count("–") == 2 and "**not run here**" in order

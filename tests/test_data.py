@@ -1,0 +1,261 @@
+import hashlib
+import io
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csglib import Problem, data
+from csglib.data import Images
+
+SAMPLE = data.ROOT / "data" / "cifar10-mini"
+
+
+# The embedded sample
+
+
+def test_the_sample_is_balanced(mini):
+    assert mini.train.images.shape == (2000, 3, 32, 32)
+    assert mini.test.images.shape == (1000, 3, 32, 32)
+    assert mini.train.labels.bincount().tolist() == [200] * 10
+    assert mini.test.labels.bincount().tolist() == [100] * 10
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_the_sample_holds_the_full_sets_images_at_its_indices(part, mini, cifar10):
+    index = torch.from_numpy(np.fromfile(SAMPLE / f"{part}.index", "<u2").astype(np.int64))
+    full, sample = getattr(cifar10, part), getattr(mini, part)
+    assert len(index.unique()) == len(sample)
+    assert torch.equal(full.images[index], sample.images)
+    assert torch.equal(full.labels[index], sample.labels)
+
+
+@pytest.fixture
+def copied_sample(tmp_path, monkeypatch) -> Path:
+    shutil.copytree(SAMPLE, tmp_path / "data" / "cifar10-mini")
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    return tmp_path / "data" / "cifar10-mini"
+
+
+@pytest.mark.parametrize("name", ["train.webp", "test.labels"])
+def test_an_altered_sample_is_refused_with_its_file_and_the_remedy(name, copied_sample):
+    content = bytearray((copied_sample / name).read_bytes())
+    content[-1] ^= 1
+    (copied_sample / name).write_bytes(content)
+    with pytest.raises(Problem, match=f"{name}.*git checkout"):
+        data.load("cifar10-mini")
+
+
+@pytest.mark.parametrize("name", ["train.labels", "test.webp", "SHA256SUMS"])
+def test_an_incomplete_sample_is_refused_with_the_remedy(name, copied_sample):
+    (copied_sample / name).unlink()
+    with pytest.raises(Problem, match="cifar10-mini.*git checkout"):
+        data.load("cifar10-mini")
+
+
+# The official release
+
+
+def test_the_full_set_has_50000_and_10000_balanced_images(cifar10):
+    assert cifar10.train.images.shape == (50_000, 3, 32, 32)
+    assert cifar10.train.labels.bincount().tolist() == [5000] * 10
+    assert cifar10.test.labels.bincount().tolist() == [1000] * 10
+
+
+@pytest.fixture
+def release(tmp_path, monkeypatch) -> Path:
+    """An archive like the official one, of two images a batch, that csglib takes for the official one."""
+    rng = np.random.default_rng(0)
+    sums, archive = {}, tmp_path / "source" / "cifar.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in data.CIFAR10_FILES:
+            records = rng.integers(0, 256, (2, 3073), dtype=np.uint8)
+            records[:, 0] = rng.integers(0, 10, 2)
+            sums[name] = hashlib.md5(records.tobytes()).hexdigest()
+            add(tar, f"{data.CIFAR10_FOLDER}/{name}", records.tobytes())
+    monkeypatch.setattr(data, "CIFAR10_FILES", sums)
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path / "raw"))
+    return archive
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def get(archive: Path, root: Path, md5: str | None = None) -> Path:
+    return data.get_cifar10(root, archive.as_uri(), md5 or data.digest(archive, "md5"))
+
+
+def test_a_download_is_checked_unpacked_and_leaves_nothing_else(release, tmp_path):
+    raw = tmp_path / "raw"
+    assert get(release, raw) == raw / data.CIFAR10_FOLDER
+    assert [p.name for p in raw.iterdir()] == [data.CIFAR10_FOLDER]
+    assert sorted(p.name for p in (raw / data.CIFAR10_FOLDER).iterdir()) == sorted(data.CIFAR10_FILES)
+    dataset = data.load("cifar10")
+    assert (len(dataset.train), len(dataset.test)) == (10, 2)
+
+
+def test_the_binary_records_are_read_label_first_then_planes(release, tmp_path):
+    folder = get(release, tmp_path / "raw")
+    record = (folder / "data_batch_2.bin").read_bytes()[3073:]
+    dataset = data.load("cifar10")
+    assert dataset.train.labels[3] == record[0]
+    for c, y, x in ((0, 0, 0), (1, 2, 3), (2, 31, 30)):
+        assert dataset.train.images[3, c, y, x] == record[1 + c * 1024 + y * 32 + x]
+
+
+def test_a_second_download_of_a_whole_set_does_nothing(release, tmp_path):
+    get(release, tmp_path / "raw")
+    release.unlink()
+    assert data.get_cifar10(tmp_path / "raw", release.as_uri()).is_dir()
+
+
+def test_an_archive_with_another_md5_is_refused_and_nothing_remains(release, tmp_path):
+    with pytest.raises(Problem, match="md5 differs.*try again"):
+        get(release, tmp_path / "raw", "0" * 32)
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+def test_a_failing_address_is_a_problem_and_nothing_remains(release, tmp_path):
+    with pytest.raises(Problem, match="could not download .*by hand"):
+        data.get_cifar10(tmp_path / "raw", (tmp_path / "nowhere.tar.gz").as_uri())
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+def test_a_release_with_an_altered_batch_is_refused_and_nothing_remains(release, tmp_path, monkeypatch):
+    monkeypatch.setitem(data.CIFAR10_FILES, "test_batch.bin", "0" * 32)
+    with pytest.raises(Problem, match="test_batch.bin"):
+        get(release, tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == []
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_an_archive_that_would_write_outside_is_stopped_and_nothing_remains(relative, release, tmp_path):
+    evil, escaped = tmp_path / "source" / "evil.tar.gz", tmp_path / "escaped.txt"
+    with tarfile.open(evil, "w:gz") as tar:
+        add(tar, "../../escaped.txt" if relative else str(escaped), b"escaped")
+    with pytest.raises((Problem, tarfile.TarError)):
+        get(evil, tmp_path / "raw")
+    assert list((tmp_path / "raw").iterdir()) == []
+    assert not escaped.exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, alter, Path.unlink])
+@pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin"])
+def test_a_damaged_batch_file_is_refused_with_its_name_and_the_remedy(damage, name, release, tmp_path):
+    damage(get(release, tmp_path / "raw") / name)
+    with pytest.raises(Problem, match=f"{name}.*csglib data get cifar10"):
+        data.load("cifar10")
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_getting_over_a_damaged_folder_repairs_it_or_says_to_remove_the_folder(damage, release, tmp_path):
+    """The remedy of the sentence above must work: asking for the same command again would be a circle."""
+    folder = get(release, tmp_path / "raw")
+    damage(folder / "data_batch_1.bin")
+    try:
+        get(release, tmp_path / "raw")
+    except Problem as problem:
+        assert re.search(rf"(remove|delete) {re.escape(str(folder))}(?!/)", str(problem))
+    else:
+        data.verify_cifar10(tmp_path / "raw")
+
+
+def test_an_absent_set_is_a_problem_that_names_folder_and_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path / "none"))
+    with pytest.raises(Problem, match=f"{tmp_path}/none.*csglib data get cifar10.*CSGLIB_DATA"):
+        data.load("cifar10")
+
+
+def test_without_the_variable_downloads_lie_in_the_repository(monkeypatch):
+    monkeypatch.delenv("CSGLIB_DATA", raising=False)
+    assert data.folder() == data.ROOT / "data" / "raw"
+
+
+def test_an_unknown_data_set_is_refused_with_the_choice():
+    with pytest.raises(Problem, match="'mnist'.*cifar10, cifar10-mini"):
+        data.load("mnist")
+
+
+# Batches
+
+
+def numbered(n: int, side: int = 8) -> Images:
+    """Image i has value i in every pixel and label i; i counts from 1, since the border is 0."""
+    labels = torch.arange(1, n + 1)
+    return Images(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(n, 3, side, side).contiguous(), labels)
+
+
+def epoch(images: Images, size: int, seed: int = 0) -> list:
+    return list(data.batches(images, size, torch.Generator().manual_seed(seed)))
+
+
+def test_an_epoch_has_full_batches_and_each_image_at_most_once():
+    batches = epoch(numbered(50), 8)
+    labels = torch.cat([y for _, y in batches]).tolist()
+    assert [x.shape for x, _ in batches] == [(8, 3, 8, 8)] * 6
+    assert len(set(labels)) == 48 and set(labels) <= set(range(1, 51))
+
+
+def test_labels_stay_with_their_images():
+    for x, y in epoch(numbered(48), 8):
+        assert torch.equal(x.amax((1, 2, 3)).long(), y)
+
+
+def test_an_epoch_depends_on_its_generator_alone():
+    images = Images(torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40))
+    first, again, other = (epoch(images, 10, seed) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for one, two in zip(first, again, strict=True) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(first[0][1], other[0][1])
+    assert not torch.equal(first[0][0], other[0][0])
+
+
+def test_all_shifts_and_both_directions_occur_about_equally_often():
+    """An image of its own coordinates tells where it was cropped and whether it was mirrored."""
+    row = torch.arange(10, 26, dtype=torch.uint8)
+    image = torch.stack([row[:, None].expand(16, 16), row.expand(16, 16), torch.ones(16, 16, dtype=torch.uint8)])
+    x = next(data.batches(Images(image.expand(2000, 3, 16, 16), torch.zeros(2000, dtype=torch.long)), 2000, torch.Generator()))[
+        0
+    ]
+    top, left, right = x[:, 0, 8, 8].long(), x[:, 1, 8, 7].long(), x[:, 1, 8, 8].long()
+    assert 900 < (left > right).sum() < 1100  # mirrored
+    assert (top.bincount()[14:23] > 150).all() and top.min() == 14 and top.max() == 22
+
+
+def test_augmentation_equals_a_loop_over_images_and_pixels():
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 3, 6, 7), dtype=torch.uint8, generator=rng)
+    dy, dx = torch.randint(0, 9, (2, 12), generator=rng)
+    dy[:2], dx[:2] = torch.tensor([0, 8]), torch.tensor([8, 0])
+    flip = torch.arange(12) % 2 == 0
+    expected = torch.zeros_like(images)
+    for n in range(12):
+        for i in range(6):
+            for j in range(7):
+                y, x = i + dy[n] - 4, (6 - j if flip[n] else j) + dx[n] - 4
+                if 0 <= y < 6 and 0 <= x < 7:
+                    expected[n, :, i, j] = images[n, :, y, x]
+    assert torch.equal(data.augment(images, dy, dx, flip), expected)
+
+
+def test_floats_are_the_bytes_over_255():
+    x = data.to_float(torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1))
+    assert x.flatten().tolist() == pytest.approx([0, 0.2, 1])
+    assert x.dtype == torch.float32

@@ -1,0 +1,78 @@
+import pytest
+
+from csglib import Problem, experiments, methods, nets
+from csglib.runs import Recipe
+
+BOOK = experiments.book()
+PAIRS = [(page, profile) for page in BOOK["pages"] for profile in BOOK["profiles"]]
+
+
+@pytest.mark.parametrize("page, profile", PAIRS)
+def test_every_page_has_valid_recipes_in_every_profile(page, profile):
+    for name, group in experiments.recipes(page, profile).items():
+        assert [r.seed for r in group] == list(experiments.profile(profile).seeds), name
+        for recipe in group:
+            assert recipe.key  # its precision is named
+            methods.method(recipe).gate(recipe, nets.build(recipe.net, 10))
+            assert Recipe.from_dict(vars(recipe), "itself") == recipe
+
+
+@pytest.mark.parametrize("page, profile", PAIRS)
+def test_a_pages_recipes_are_all_different(page, profile):
+    keys = [r.key for group in experiments.recipes(page, profile).values() for r in group]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("page", BOOK["pages"])
+def test_every_experiment_of_a_page_exists(page):
+    assert set((BOOK["pages"][page] or {}).get("experiments", [])) <= set(BOOK["experiments"])
+
+
+def test_every_experiment_is_used():
+    used = {name for page in BOOK["pages"].values() for name in (page or {}).get("experiments", [])}
+    assert used == set(BOOK["experiments"])
+
+
+def test_quick_reads_the_runs_of_short_and_trains_nothing():
+    assert experiments.recipes("table1", "quick") == experiments.recipes("table1", "short")
+    assert not experiments.profile("quick").train
+    assert experiments.profile("short").train
+
+
+def test_the_paper_profile_follows_the_papers_schedule():
+    from csglib.claims import follows_paper
+
+    assert all(follows_paper(r) for group in experiments.recipes("table1", "paper").values() for r in group)
+
+
+def test_std_and_csg_differ_in_the_method_alone():
+    table = experiments.recipes("table1", "short")
+    for std, csg in zip(table["std"], table["csg"], strict=True):
+        assert std.changed() == csg.changed() | {"method": "standard"}
+
+
+def test_an_unknown_profile_or_page_is_refused_with_the_choice():
+    with pytest.raises(Problem, match="unknown profile 'fast'.*smoke.*paper"):
+        experiments.profile("fast")
+    with pytest.raises(Problem, match="unknown page 'table9'.*table1"):
+        experiments.recipes("table9", "smoke")
+
+
+def test_a_folder_without_runs_misses_them_all(tmp_path):
+    missing = experiments.missing("table1", "smoke", tmp_path)
+    assert missing == [r for group in experiments.recipes("table1", "smoke").values() for r in group]
+    assert experiments.published("table1", "smoke", tmp_path) == {"std": [], "csg": []}
+
+
+def test_a_misspelt_field_of_the_file_is_refused(tmp_path, monkeypatch):
+    text = experiments.FILE.read_text().replace("{method: csg}", "{methd: csg}")
+    (tmp_path / "experiments.yml").write_text(text)
+    monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.yml")
+    with pytest.raises(Problem, match="experiments.yml.*'methd'"):
+        experiments.recipes("table1", "smoke")
+
+
+def test_without_the_file_the_problem_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.yml")
+    with pytest.raises(Problem, match="experiments.yml is missing"):
+        experiments.book()

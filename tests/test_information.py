@@ -1,0 +1,161 @@
+import math
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import digamma
+from sklearn.feature_selection import mutual_info_classif
+
+from csglib.information import entropy, mutual_information
+
+
+def twin(values: list[float], inside: list[bool], k: int = 3) -> float:
+    """The estimator of one feature and one class as its docstring says it: rational distances, two loops, no sorting."""
+    N, size = len(values), Counter(inside)
+    if min(size[True], size[False]) < 2:
+        return 0.0
+    x = [Fraction(v) for v in values]
+    total = 0.0
+    for i in range(N):
+        near = sorted(abs(x[j] - x[i]) for j in range(N) if j != i and inside[j] == inside[i])
+        d = near[min(k, len(near)) - 1]
+        hit = [j for j in range(N) if (x[j] == x[i] if d == 0 else abs(x[j] - x[i]) < d)]
+        same = sum(inside[j] == inside[i] for j in hit)
+        total += digamma(same) - digamma(size[inside[i]]) - digamma(len(hit))
+    return max(0.0, digamma(N) + total / N)
+
+
+@st.composite
+def samples(draw):
+    """Features on a coarse grid, many of them zero, as after a ReLU; labels of three classes, any of them rare."""
+    N = draw(st.integers(2, 24))
+    value = st.one_of(st.just(0.0), st.integers(0, 12).map(lambda n: n / 4), st.floats(0, 3, width=16))
+    return draw(st.lists(value, min_size=N, max_size=N)), draw(st.lists(st.integers(0, 2), min_size=N, max_size=N))
+
+
+def ours(values: list[float], labels: list[int], classes: int = 3) -> torch.Tensor:
+    return mutual_information(torch.tensor(values, dtype=torch.float64)[:, None], torch.tensor(labels), classes)
+
+
+def blobs(seed: int, n: int, filters: int = 5, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Normal features in float64 (no ties), each filter shifted on one class."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    shift = rng.uniform(0, 2, filters) * (y[:, None] == np.arange(filters) % classes)
+    return rng.normal(size=(n, filters)) + shift, y
+
+
+@settings(max_examples=80, deadline=None)
+@given(samples())
+def test_the_estimate_equals_its_slow_twin_with_ties_and_zeros(sample):
+    values, labels = sample
+    expected = [twin(values, [y == c for y in labels]) for c in range(3)]
+    assert ours(values, labels)[:, 0].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_other_numbers_of_neighbours_equal_the_twin(k):
+    x, y = blobs(5, 40, filters=2)
+    x = np.maximum(np.round(x, 2), 0)
+    estimate = mutual_information(torch.from_numpy(x), torch.from_numpy(y), 4, k)
+    expected = [[twin(list(x[:, j]), list(y == c), k) for j in range(2)] for c in range(4)]
+    assert np.allclose(estimate, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed, n", [(0, 300), (1, 1000), (2, 600)])
+def test_without_ties_the_estimate_is_that_of_scikit_learn(seed, n):
+    x, y = blobs(seed, n)
+    estimate = mutual_information(torch.from_numpy(x), torch.from_numpy(y), 4)
+    oracle = np.stack([mutual_info_classif(x, y == c, random_state=0) for c in range(4)])
+    assert oracle.max() > 0.1
+    assert np.abs(estimate.numpy() - oracle).max() < 1e-6
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.7])
+def test_with_exact_zeros_the_estimate_is_near_the_mean_over_the_noise_that_scikit_learn_adds(threshold):
+    rng = np.random.default_rng(1500)
+    y = rng.integers(0, 2, 1500)
+    x = np.maximum(rng.normal(size=(1500, 3)) + threshold + y[:, None] * np.array([0.5, 1, 2]), 0)
+    estimate = mutual_information(torch.from_numpy(x), torch.from_numpy(y), 2)[1].numpy()
+    noisy = np.stack([mutual_info_classif(x, y, random_state=s) for s in range(12)])
+    assert (x == 0).mean() > 0.1
+    assert np.abs(estimate - noisy.mean(0)).max() < 0.004
+
+
+def test_an_atom_alone_contributes_its_plug_in_information():
+    """A filter of zeros and ones is a two-by-two table, whose information has a closed form (psi in place of log)."""
+    table = {(0, 0): 50, (0, 1): 10, (1, 0): 20, (1, 1): 40}
+    values = [float(a) for (a, _), n in table.items() for _ in range(n)]
+    labels = [y for (_, y), n in table.items() for _ in range(n)]
+    expected = digamma(120) + sum(
+        n / 120 * (digamma(n) - digamma(60) - digamma(70 if y == 0 else 50)) for (_, y), n in table.items()
+    )
+    assert ours(values, labels, 2)[1].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_permuting_filters_or_samples_changes_nothing():
+    x, y = (torch.from_numpy(t) for t in blobs(3, 200))
+    x = x.clamp(min=0)
+    estimate = mutual_information(x, y, 4)
+    filters, order = torch.randperm(5), torch.randperm(200)
+    assert torch.allclose(mutual_information(x[:, filters], y, 4), estimate[:, filters], atol=1e-12)
+    assert torch.allclose(mutual_information(x[order], y[order], 4), estimate, atol=1e-12)
+
+
+@pytest.mark.parametrize("power", [-20, -1, 3, 30])
+def test_scaling_by_a_power_of_two_changes_no_bit(power):
+    x, y = (torch.from_numpy(t) for t in blobs(4, 200))
+    x = x.clamp(min=0)
+    assert torch.equal(mutual_information(x * 2.0**power, y, 4), mutual_information(x, y, 4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples())
+def test_the_estimate_lies_between_zero_and_the_entropy_with_its_small_sample_excess(sample):
+    """k_i <= m_i bounds it by psi(N) - mean psi(N_label), which exceeds H by less than 3/(2N)."""
+    values, labels = sample
+    N = len(labels)
+    for c, estimate in enumerate(ours(values, labels)[:, 0].tolist()):
+        assert 0 <= estimate <= entropy(labels.count(c) / N) + 1.5 / N
+
+
+def test_a_filter_that_separates_a_class_reaches_that_bound():
+    x = torch.arange(30, dtype=torch.float64)[:, None] + 1000 * (torch.arange(30) >= 20)[:, None]
+    y = (torch.arange(30) >= 20).long()
+    full = digamma(30) - (20 * digamma(20) + 10 * digamma(10)) / 30
+    assert mutual_information(x, y, 2)[:, 0].tolist() == pytest.approx([full, full], abs=1e-12)
+    assert full > entropy(1 / 3)
+
+
+def test_independent_features_have_almost_no_information():
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.normal(size=(2000, 20))), torch.from_numpy(rng.integers(0, 10, 2000))
+    assert mutual_information(x, y, 10).mean() < 0.01
+
+
+@pytest.mark.parametrize("count", [0, 1, 39, 40])
+def test_a_class_without_two_samples_inside_and_outside_has_no_information(count):
+    y = torch.tensor([1] * count + [0] * (40 - count))
+    x = y.double()[:, None] + torch.rand(40, 1, dtype=torch.float64)
+    assert mutual_information(x, y, 2)[1, 0] == 0
+
+
+def test_a_constant_filter_has_no_information():
+    assert (ours([0.5] * 20, [0, 1] * 10) == 0).all()
+
+
+def test_float32_features_are_compared_exactly():
+    x, y = blobs(7, 60, filters=1)
+    x = x.astype(np.float32)
+    estimate = mutual_information(torch.from_numpy(x), torch.from_numpy(y), 4)[2, 0].item()
+    assert estimate == pytest.approx(twin([float(v) for v in x[:, 0]], list(y == 2)), abs=1e-12)
+
+
+def test_entropy_of_known_cases():
+    assert entropy(0.5) == pytest.approx(math.log(2))
+    assert entropy(0.1) == pytest.approx(0.3251, abs=5e-5)
+    assert entropy(0.0) == entropy(1.0) == 0

@@ -1,0 +1,408 @@
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from csglib import Problem, metrics, runs
+from csglib.runs import Readout, Recipe
+
+PLAIN = Recipe(precision="float32")
+
+
+# Recipes and their keys
+
+
+DEFAULTS = Recipe(
+    dataset="cifar10",
+    net="resnet20",
+    method="csg",
+    epochs=30,
+    seed=0,
+    batch_size=128,
+    lr=0.2,
+    lr_schedule="onecycle",
+    momentum=0.9,
+    weight_decay=5e-4,
+    cycle="sgs",
+    warmup=0,
+    gate_start=0.5,
+    gate_lr=0.1,
+    gate_momentum=0.9,
+    gate_penalty=5e-3,
+    gate_density=0.1,
+    precision="float32",
+)
+
+
+def test_no_default_ever_changes():
+    """A key does not count defaults: with another default, old keys would silently name other networks."""
+    assert DEFAULTS == PLAIN
+
+
+@pytest.mark.parametrize(
+    "recipe, key",
+    [
+        (DEFAULTS, "005417945b61"),
+        (Recipe(method="standard", epochs=10, seed=3, precision="bfloat16"), "b80a1202bfb5"),
+        (Recipe(dataset="cifar10-mini", lr=0.1, precision="float32"), "d69a30bbb00e"),
+    ],
+)
+def test_a_key_never_changes(recipe, key):
+    assert recipe.key == key
+    assert recipe.name.endswith(f"-{recipe.method}-{recipe.epochs}e-s{recipe.seed}-{key[:6]}")
+
+
+OTHER = {
+    "dataset": "cifar10-mini",
+    "net": "resnet56",
+    "method": "standard",
+    "lr_schedule": "steps",
+    "cycle": "ssg",
+    "precision": "bfloat16",
+}
+
+
+def test_every_field_counts_in_the_key():
+    keys = {PLAIN.key}
+    for field in dataclasses.fields(Recipe):
+        value = getattr(PLAIN, field.name)
+        other = OTHER.get(field.name) or type(value)(value / 2 if isinstance(value, float) else value + 1)
+        keys.add(dataclasses.replace(PLAIN, **{field.name: other}).key)
+    assert len(keys) == 1 + len(dataclasses.fields(Recipe))
+
+
+def test_equal_recipes_share_a_key_even_if_one_was_written_with_whole_numbers():
+    """In a fresh process, since the types that these tests check would refuse the recipe before its key is made."""
+    code = """
+from csglib.runs import Recipe
+whole, real = Recipe(lr=1, precision="float32"), Recipe(lr=1.0, precision="float32")
+print(whole == real, whole.key == real.key)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["True", "True"], ["False", "False"])
+
+
+def test_automatic_precision_has_no_key():
+    with pytest.raises(Problem, match="bfloat16 or float32"):
+        _ = Recipe().key
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        PLAIN,
+        Recipe(dataset="cifar10-mini", weight_decay=1e-5, gate_density=0.35, cycle="ssg", warmup=2, precision="bfloat16"),
+        Recipe(method="standard", lr=1e-3, lr_schedule="steps", seed=7, precision="float32"),
+    ],
+)
+def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch):
+    import csglib.train as train
+
+    asked = []
+
+    def note(recipe, out, device):
+        asked.extend([recipe, out])
+        raise Problem("noted")
+
+    monkeypatch.setattr(train, "train", note)
+    program, *words = shlex.split(recipe.command)
+    assert program == "csglib"
+    csglib(*words)
+    assert asked == [recipe, Path("data/runs") / recipe.name]
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("epochs", 0),
+        ("seed", -1),
+        ("batch_size", 1),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("lr_schedule", "cosine"),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("cycle", ""),
+        ("cycle", "sxg"),
+        ("warmup", -1),
+        ("gate_start", 0.0),
+        ("gate_lr", -0.1),
+        ("gate_momentum", 1.0),
+        ("gate_penalty", -1.0),
+        ("gate_density", -0.1),
+        ("gate_density", 1.5),
+        ("precision", "float16"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_field(field, value):
+    with pytest.raises(Problem, match=f"^{field} .*: "):
+        Recipe(**{field: value})
+
+
+def test_a_recipe_survives_json():
+    recipe = Recipe(lr=0.1, seed=5, precision="bfloat16")
+    assert Recipe.from_dict(json.loads(json.dumps(dataclasses.asdict(recipe))), "text") == recipe
+
+
+def test_whole_numbers_are_read_as_floats_where_a_float_belongs():
+    recipe = Recipe.from_dict({"lr": 1, "precision": "float32"}, "text")
+    assert type(recipe.lr) is float
+    assert recipe.key == Recipe(lr=1.0, precision="float32").key
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"epoch": 3}, "unknown recipe field 'epoch'.*epochs"),
+        ({"epochs": "3"}, "epochs should be of type int"),
+        ({"epochs": 3.0}, "epochs should be of type int"),
+        ({"epochs": True}, "epochs should be of type int"),
+        ({"lr": "high"}, "lr should be of type float"),
+        ({"lr": None}, "lr should be of type float"),
+        ({"net": 20}, "net should be of type str"),
+    ],
+)
+def test_a_wrong_field_is_refused_with_its_source(values, said):
+    with pytest.raises(Problem, match=f"some/file.*{said}"):
+        Recipe.from_dict(values, "some/file")
+
+
+# The stored readout
+
+
+def readout_of(features: torch.Tensor) -> Readout:
+    N, K = features.shape
+    return Readout(features, torch.randn(N, 3), torch.arange(N) % 3, torch.randn(3, K), torch.randn(3), torch.rand(3, K))
+
+
+FEATURES = hnp.arrays("float32", (7, 3), elements=st.one_of(st.just(0.0), st.floats(-4, 64, width=32)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(FEATURES.map(torch.from_numpy))
+def test_stored_features_err_by_at_most_a_65535th_of_their_range(features):
+    readout = readout_of(features)
+    back = runs.unpack(runs.pack(readout))
+    span = features.double().amax(0) - features.double().amin(0)
+    rounding = 1e-6 * features.abs().amax(0)
+    assert ((back.features.double() - features).abs() <= span / 65535 + rounding).all()
+    for name in ("logits", "labels", "weight", "bias", "gate"):
+        assert torch.equal(getattr(back, name), getattr(readout, name))
+    assert back.gates is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(FEATURES.map(torch.from_numpy))
+def test_where_a_filters_minimum_is_zero_its_zeros_stay_exact(features):
+    features = features.clamp(min=0)
+    features[0] = 0
+    back = runs.unpack(runs.pack(readout_of(features))).features
+    assert (back[features == 0] == 0).all()
+    assert (back >= 0).all()
+
+
+def test_small_values_are_stored_finer_than_large_ones():
+    """Near the minimum the step of the square-root scale is that of the range over 65535 squared."""
+    features = torch.tensor([[0.0], [1e-6], [1e-4], [1.0]])
+    error = (runs.unpack(runs.pack(readout_of(features))).features - features).abs().flatten()
+    assert error[1] < 2e-8 and error[2] < 2e-7
+
+
+def test_a_constant_filter_is_stored_exactly():
+    features = torch.full((5, 2), 0.3)
+    assert torch.equal(runs.unpack(runs.pack(readout_of(features))).features, features)
+
+
+def test_storing_keeps_the_order_of_a_filters_values():
+    features = torch.rand(500, 2)
+    back = runs.unpack(runs.pack(readout_of(features))).features
+    order = features.argsort(0)
+    assert (back.gather(0, order).diff(dim=0) >= 0).all()
+
+
+# Run folders
+
+
+@pytest.fixture
+def copied(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run.path, tmp_path / "copied"))
+
+
+def test_a_run_folder_has_the_files_of_the_contract_and_no_others(run):
+    assert sorted(p.name for p in run.path.iterdir()) == sorted([*runs.FILES, "provenance.json"])
+
+
+def test_a_copied_run_reads_as_the_run_itself(run, copied):
+    again = runs.read(copied)
+    assert (again.recipe, again.metrics, again.provenance) == (run.recipe, run.metrics, run.provenance)
+    assert again.history == run.history
+    assert torch.equal(again.readout.features, run.readout.features)
+
+
+def test_provenance_names_what_made_the_run(run):
+    p = run.provenance
+    assert p["key"] == run.recipe.key and p["seed"] == 0
+    assert set(p["versions"]) >= {"python", "torch", "numpy", "csglib"}
+    assert {"commit", "dirty", "hardware", "data_digest", "train_seconds", "precision_reason"} <= set(p)
+    assert set(p["sha256"]) == set(runs.FILES)
+
+
+@pytest.mark.parametrize("name", runs.FILES)
+def test_a_run_with_a_missing_file_is_refused_with_its_name_and_the_remedy(name, copied):
+    (copied / name).unlink()
+    with pytest.raises(Problem, match=f"{name} is missing: restore it"):
+        runs.read(copied)
+
+
+@pytest.mark.parametrize("name", runs.FILES)
+def test_a_run_with_an_altered_file_is_refused_with_its_name_and_the_remedy(name, copied):
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(Problem, match=f"{name} was altered.*restore it"):
+        runs.read(copied)
+
+
+def rewrite_provenance(folder: Path, **changes) -> None:
+    path = folder / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_run_of_another_format_is_refused(copied):
+    rewrite_provenance(copied, format=99)
+    with pytest.raises(Problem, match="format 99.*reads 1"):
+        runs.read(copied)
+
+
+def test_a_recipe_that_is_not_of_this_provenance_is_refused(copied):
+    rewrite_provenance(copied, key="0" * 12)
+    with pytest.raises(Problem, match="recipe.json is not the recipe"):
+        runs.read(copied)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff"])
+def test_an_unreadable_provenance_is_refused_with_its_name(text, copied):
+    (copied / "provenance.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(Problem, match="provenance.json"):
+        runs.read(copied)
+
+
+@pytest.mark.parametrize("sums", [None, [], "abc"])
+def test_digests_of_a_wrong_type_are_refused(sums, copied):
+    rewrite_provenance(copied, sha256=sums)
+    with pytest.raises(Problem, match="copied"):
+        runs.read(copied)
+
+
+def test_a_folder_without_provenance_is_not_a_finished_run(copied, tmp_path):
+    (copied / "provenance.json").unlink()
+    with pytest.raises(Problem, match="not a finished run.*csglib train"):
+        runs.read(copied)
+    with pytest.raises(Problem, match="not a finished run"):
+        runs.read(tmp_path / "nothing")
+
+
+def test_a_run_in_training_says_how_to_finish_it(tmp_path):
+    runs.claim_folder(tmp_path / "new", PLAIN)
+    with pytest.raises(Problem, match="still in training.*again"):
+        runs.read(tmp_path / "new")
+
+
+@pytest.mark.parametrize("place", [".", "/"])
+def test_a_place_without_a_name_is_not_a_finished_run(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Problem, match="not a finished run"):
+        runs.read(place)
+
+
+# Claiming an output folder
+
+
+def refused(out: Path, recipe: Recipe, said: str, snapshot, around: Path) -> None:
+    before = snapshot(around)
+    with pytest.raises(Problem, match=said):
+        runs.claim_folder(out, recipe)
+    assert snapshot(around) == before
+
+
+def test_a_finished_run_is_never_overwritten(copied, run, snapshot, tmp_path):
+    refused(copied, run.recipe, "finished run.*another --out", snapshot, tmp_path)
+    refused(copied, PLAIN, "finished run.*another --out", snapshot, tmp_path)
+
+
+def test_a_folder_with_other_files_is_never_used(snapshot, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious")
+    refused(tmp_path / "thesis", PLAIN, "not a run.*another --out", snapshot, tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_kept(snapshot, tmp_path):
+    (tmp_path / "notes").write_text("precious")
+    refused(tmp_path / "notes", PLAIN, "not a run.*another --out", snapshot, tmp_path)
+
+
+def test_another_recipes_unfinished_run_is_kept(snapshot, tmp_path):
+    runs.claim_folder(tmp_path / "new", PLAIN)
+    refused(tmp_path / "new", dataclasses.replace(PLAIN, seed=1), "another recipe.*another --out", snapshot, tmp_path)
+
+
+def test_other_files_in_the_place_of_the_unfinished_run_are_kept(snapshot, tmp_path):
+    """What lies in NAME.part is deleted when the run is finished, so it must be a run's."""
+    (tmp_path / "new.part").mkdir()
+    (tmp_path / "new.part" / "download.bin").write_text("precious")
+    refused(tmp_path / "new", PLAIN, "another --out", snapshot, tmp_path)
+
+
+def test_the_same_recipe_takes_its_unfinished_run_up_again(tmp_path):
+    folder = runs.claim_folder(tmp_path / "deep" / "new", PLAIN)
+    (folder / "checkpoint.safetensors").write_text("state")
+    assert runs.claim_folder(tmp_path / "deep" / "new", PLAIN) == folder
+    assert (folder / "checkpoint.safetensors").read_text() == "state"
+    assert not (tmp_path / "deep" / "new").exists()
+
+
+# Published runs
+
+
+def test_a_published_run_is_found_by_its_recipe(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / run.recipe.name)
+    assert runs.published(run.recipe, tmp_path).metrics == run.metrics
+
+
+def test_a_recipe_without_a_published_run_says_how_to_make_it(tmp_path):
+    with pytest.raises(Problem, match=re.escape(PLAIN.command)):
+        runs.published(PLAIN, tmp_path)
+
+
+def test_a_published_folder_with_another_recipe_is_refused(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / PLAIN.name)
+    with pytest.raises(Problem, match="another recipe"):
+        runs.published(PLAIN, tmp_path)
+
+
+PUBLISHED = sorted(p.parent for p in runs.PUBLISHED.glob("*/provenance.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.name)
+def test_every_published_run_is_whole_and_its_metrics_follow_from_its_readout(path):
+    found = runs.read(path)
+    assert path.name == found.recipe.name
+    assert found.metrics["accuracy"] == metrics.accuracy(found.readout.logits, found.readout.labels)
+    assert found.history[-1]["path"] == "standard"
+    assert len(found.history) == found.recipe.epochs
+    assert sum(p.stat().st_size for p in path.iterdir()) < 3.5e6
+    score = metrics.mis(found.readout.features, found.readout.labels, 10)
+    assert score == pytest.approx(found.metrics["mis"], abs=1e-9)
+    assert np.isfinite([v for v in found.metrics.values() if v is not None]).all()

@@ -1,0 +1,246 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from csglib import Problem, methods, metrics, runs, train
+from csglib.gate import density
+from csglib.runs import Recipe
+
+# Three epochs on the tiny set: gated, gated, standard.
+RECIPE = Recipe(dataset="tiny", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
+STEPS = 320 // 64
+
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def bits(run: runs.Run) -> tuple[bytes, bytes]:
+    return (run.path / "model.safetensors").read_bytes(), (run.path / "readout.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny, tmp_path_factory):
+    """tiny_run(**changes): the uninterrupted run of RECIPE with these changes, trained once."""
+    kept = {}
+
+    def get(**changes) -> runs.Run:
+        recipe = dataclasses.replace(RECIPE, **changes)
+        if recipe not in kept:
+            kept[recipe] = train.train(recipe, tmp_path_factory.mktemp("tiny") / "run", "cpu")
+        return kept[recipe]
+
+    return get
+
+
+@pytest.fixture
+def sabotage(monkeypatch):
+    """sabotage(step, deed): at that step, counted over all epochs, deed(loss) takes the place of the method's loss."""
+
+    def install(step: int, deed) -> None:
+        original, seen = methods.METHODS["csg"], []
+
+        def loss(*args):
+            value, logits = original.loss(*args)
+            seen.append(value)
+            return (deed(value) if len(seen) == step + 1 else value), logits
+
+        monkeypatch.setitem(methods.METHODS, "csg", dataclasses.replace(original, loss=loss))
+
+    return install
+
+
+def interrupt(loss):
+    raise KeyboardInterrupt
+
+
+# Determinism
+
+
+def test_the_same_recipe_gives_the_same_bits_whatever_went_before(tiny_run, tmp_path):
+    first = tiny_run()
+    torch.manual_seed(12345)
+    again = train.train(RECIPE, tmp_path / "again", "cpu")
+    assert bits(again) == bits(first)
+    assert again.metrics == first.metrics
+
+
+def test_another_seed_gives_another_network(tiny_run):
+    assert bits(tiny_run(epochs=2, seed=1))[0] != bits(tiny_run(epochs=2))[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(precision, tiny_run, sabotage, monkeypatch, tmp_path):
+    recipe, out = dataclasses.replace(RECIPE, precision=precision), tmp_path / "out"
+    sabotage(STEPS + 2, interrupt)  # in the second epoch, a gated one: the gate's momentum matters
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, out, "cpu")
+    assert sorted(p.name for p in (tmp_path / "out.part").iterdir()) == ["checkpoint.safetensors", "recipe.json"]
+    assert not out.exists()
+
+    monkeypatch.undo()
+    resumed = train.train(recipe, out, "cpu")
+    assert bits(resumed) == bits(tiny_run(precision=precision))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in out.iterdir()) == sorted([*runs.FILES, "provenance.json"])
+    assert [row["epoch"] for row in resumed.history] == [0, 1, 2]
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tiny_run, sabotage, monkeypatch, tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    sabotage(2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "out", "cpu")
+    monkeypatch.undo()
+    assert bits(train.train(recipe, tmp_path / "out", "cpu")) == bits(tiny_run(epochs=2))
+
+
+# What a run holds
+
+
+def test_the_history_tells_each_epochs_path_and_ends_on_a_standard_one(tiny_run, run):
+    assert [row["path"] for row in tiny_run().history] == ["gated", "gated", "standard"]
+    assert [row["path"] for row in run.history] == ["gated", "standard"]
+    assert all(math.isfinite(row["train_loss"]) and math.isfinite(row["test_loss"]) for row in run.history)
+
+
+def test_even_one_standard_epoch_learns_something(run):
+    assert run.history[1]["train_accuracy"] > 0.13  # chance is 0.1 with a deviation of 0.007
+
+
+def test_the_gate_lies_in_its_constraint_set_and_its_history_ends_with_it(tiny_run):
+    readout = tiny_run().readout
+    assert readout.gates.shape == (2, 10, 64)
+    assert torch.equal(readout.gates[-1], readout.gate)
+    for gate in readout.gates:
+        assert (gate.amax(0) == 1).all() and gate.min() >= 0
+        assert 0.1 <= density(gate) <= 1
+    assert tiny_run().metrics["l1_density"] == density(readout.gate)
+
+
+def test_standard_training_leaves_no_gate(tmp_path):
+    recipe = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32")
+    found = train.train(recipe, tmp_path / "std", "cpu")
+    assert found.readout.gate is None and found.readout.gates is None
+    assert found.metrics["l1_density"] is None
+
+
+def test_the_metrics_on_disk_follow_exactly_from_the_readout_on_disk(run):
+    assert metrics.evaluate(runs.read(run.path).readout) == run.metrics
+
+
+def test_weights_and_images_give_the_stored_readout_again(run):
+    fresh, stored = train.read_images(run), run.readout
+    span = fresh.features.amax(0) - fresh.features.amin(0)
+    assert ((fresh.features - stored.features).abs() <= span / 65535 + 1e-5).all()
+    assert torch.allclose(fresh.logits, stored.logits, atol=1e-3)
+    assert torch.equal(fresh.labels, stored.labels)
+    assert torch.equal(fresh.weight, stored.weight)
+    assert torch.equal(fresh.gate, stored.gate)
+
+
+def test_the_stored_logits_are_the_head_on_the_stored_features(run):
+    r = run.readout
+    scale = r.logits.abs().max()
+    assert torch.allclose(r.features @ r.weight.T + r.bias, r.logits, atol=1e-3 * scale)
+
+
+def test_evaluation_takes_the_ungated_path(tiny_run, tiny):
+    """The stored accuracy is that of the plain network, called as a user would call it."""
+    found = tiny_run()
+    net = train.nets.build("resnet20", 10)
+    net.load_state_dict(found.weights)
+    with torch.no_grad():
+        logits = net.eval()(tiny.test.images.float() / 255)
+    assert metrics.accuracy(logits, tiny.test.labels) == pytest.approx(found.metrics["accuracy"], abs=0.011)
+
+
+# Failures
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(sabotage, tmp_path):
+    sabotage(STEPS + 1, lambda loss: loss * math.nan)
+    with pytest.raises(Problem, match="loss of epoch 1 is nan: lower --lr or --gate-lr"):
+        train.train(RECIPE, tmp_path / "out", "cpu")
+    assert not (tmp_path / "out").exists()
+    with train.safe_open(tmp_path / "out.part" / "checkpoint.safetensors", "pt") as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_weights_that_break_in_an_epochs_last_step_stop_the_run_too(epoch, sabotage, tmp_path):
+    """The loss of that step was computed before it, so the mean training loss is still finite."""
+
+    def poison(loss):
+        loss.register_hook(lambda gradient: gradient * math.nan)
+        return loss
+
+    sabotage((epoch + 1) * STEPS - 1, poison)
+    with pytest.raises(Problem, match=f"loss of epoch {epoch} is nan"):
+        train.train(RECIPE, tmp_path / "out", "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"dataset": "mnist"}, "unknown dataset 'mnist'"),
+        ({"net": "vgg"}, "unknown net 'vgg'"),
+        ({"method": "picnnn"}, "unknown method 'picnnn'"),
+        ({"gate_density": 0.05}, "gate_density 0.05"),
+        ({"batch_size": 321}, "batch_size 321 exceeds the 320"),
+        ({"method": "standard"}, "does not read cycle"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_writes_nothing(changes, said, tmp_path):
+    with pytest.raises(Problem, match=said):
+        train.train(dataclasses.replace(RECIPE, **changes), tmp_path / "out", "cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(Problem, match="cpu or cuda"):
+        train.pick_device("abacus")
+
+
+# Precision
+
+
+@pytest.mark.parametrize("native, expected", [(True, "bfloat16"), (False, "float32")])
+def test_automatic_precision_takes_what_the_processor_computes_natively(native, expected, monkeypatch):
+    monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: native)
+    recipe, reason = train.settle_precision(Recipe(), torch.device("cpu"))
+    assert recipe == Recipe(precision=expected)
+    assert "this processor" in reason and not reason.startswith("asked for")
+
+
+def test_a_named_precision_is_kept_and_said_to_be_asked_for():
+    recipe, reason = train.settle_precision(Recipe(precision="float32"), torch.device("cpu"))
+    assert recipe.precision == "float32" and reason.startswith("asked for")
+
+
+# The learning rate
+
+
+def test_one_cycle_has_the_shape_of_torchs_scheduler():
+    steps, recipe = 20_000, Recipe(lr=0.2)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, steps, pct_start=0.3, cycle_momentum=False)
+    for step in range(steps - 1):
+        if step % 100 == 0:
+            assert train.learning_rate(recipe, step / steps) == pytest.approx(scheduler.get_last_lr()[0], abs=2e-4)
+        optimiser.step()
+        scheduler.step()
+
+
+def test_one_cycle_starts_low_peaks_at_30_percent_and_ends_at_zero():
+    recipe = Recipe(lr=0.5)
+    assert train.learning_rate(recipe, 0.0) == pytest.approx(0.5 / 25)
+    assert train.learning_rate(recipe, 0.3) == pytest.approx(0.5)
+    assert train.learning_rate(recipe, 1.0) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("progress, share", [(0.0, 1), (0.499, 1), (0.5, 0.1), (0.749, 0.1), (0.75, 0.01), (0.999, 0.01)])
+def test_steps_fall_at_one_half_and_three_quarters(progress, share):
+    assert train.learning_rate(Recipe(lr=0.1, lr_schedule="steps"), progress) == pytest.approx(0.1 * share)

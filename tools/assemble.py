@@ -1,0 +1,65 @@
+"""Put sources and executed notebooks together and build the book with Jupyter Book.
+
+python tools/assemble.py BUILD PAGE ...        reads BUILD/executed/PAGE.ipynb, BUILD/results.json; writes BUILD/html
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from csglib import claims
+from csglib.data import ROOT
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what papermill leaves behind: paths of this machine, times, and the id that it draws for its own cell."""
+    nb.metadata.pop("papermill", None)
+    needs_state = False
+    for cell in nb.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell.id = "injected-parameters"
+            cell.metadata["tags"] = [*tags, "remove-cell"]
+        for out in cell.get("outputs", []):
+            data = out.get("data", {})
+            if "text/html" in data:
+                data.pop(WIDGET_VIEW, None)  # the static rendering stays
+            needs_state |= WIDGET_VIEW in data
+    if not needs_state:
+        nb.metadata.pop("widgets", None)  # else the widgets' code is loaded for nothing
+    return nb
+
+
+def assemble(build: Path, pages: list[str]) -> int:
+    sources, work = build / "book_src", build / "jupyter-book"
+    for folder in (sources, work):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "book", sources, ignore=shutil.ignore_patterns("*.ipynb", "*.yml~", ".ipynb_checkpoints"))
+    for page in pages:
+        nbformat.write(clean(nbformat.read(build / "executed" / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
+    results = json.loads((build / "results.json").read_text())
+    (sources / "_claims.md").write_text(claims.markdown(results))  # included by index.md
+
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(sources)]
+    command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(work), "--all", "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (build / "jupyter-book.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        print(*(done.stdout + done.stderr).splitlines()[-60:], sep="\n", file=sys.stderr)
+        return done.returncode
+    shutil.rmtree(build / "html", ignore_errors=True)
+    (work / "_build" / "html").rename(build / "html")
+    print(f"The book is built: open {build / 'html' / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(assemble(Path(sys.argv[1]).resolve(), sys.argv[2:]))

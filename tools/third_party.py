@@ -1,0 +1,23 @@
+"""Measure the third-party ResNet-20 and write data/third-party-resnet20.json, a second baseline for Table 1.
+
+python tools/third_party.py PATH/resnet20-12fca82f.th
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from csglib import data, metrics, nets, runs
+from csglib.train import read_out
+
+weights = Path(sys.argv[1])
+dataset = data.load("cifar10")
+readout = read_out(nets.resnet20_of_akamaster(weights), None, dataset.test)
+result = {
+    "source": "github.com/akamaster/pytorch_resnet_cifar10, commit d5489e8995e81e91ce6b1d69dcc98ad579b0b153",
+    "sha256": data.digest(weights),
+    "data_digest": dataset.digest,
+    "metrics": metrics.evaluate(readout),
+} | runs.provenance()
+runs.write(data.ROOT / "data" / "third-party-resnet20.json", runs.dump(result))
+print(json.dumps(result["metrics"], indent=2))
