@@ -4,7 +4,7 @@ PROFILE ?= quick
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := .venv/bin
 
-.PHONY: book test bench reproduce lock lint clean
+.PHONY: book test reproduce lock lint clean
 
 book: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --quiet rules --cores $(CORES) --rerun-triggers mtime input --rerun-incomplete \
@@ -19,7 +19,7 @@ reproduce: book
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/nbstripout --keep-id --verify book/*.ipynb
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "csglib needs Python 3.11 or newer: make PYTHON=python3.11 book")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

@@ -5,8 +5,15 @@ The way through the library is the way through the book:
     recipe -> train -> run -> readout -> metrics, figures -> claims
 """
 
+from collections.abc import Iterable
+
 __version__ = "0.1.0"
 
 
 class Problem(Exception):
     """A mistake of the input, said in one sentence that names the remedy; the command line prints it and exits with 2."""
+
+
+def check_name(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise Problem(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")

@@ -3,8 +3,8 @@
 Claims and rules are committed before the runs that test them.
 
 - numeric: reproduced where the paper's value lies in our 95 % interval over at least three seeds (of two it is wide enough for
-  anything) or within the claim's tolerance of our mean; contradicted where, on the paper's own schedule with at least three
-  seeds, neither holds.
+  anything) or within the claim's tolerance of our mean; contradicted where, on the schedule that we presume to be the paper's
+  with at least three seeds, neither holds.
 - ordering: with at least three seeds of each side, reproduced where the bootstrap probability that the first mean exceeds the
   second is at least 0.95, contradicted where it is at most 0.05.
 - otherwise inconclusive; "not run here" without runs, "no number" where the paper's value has no source.
@@ -20,8 +20,9 @@ from scipy import stats
 
 from csglib.runs import Recipe, Run
 
+PRESUMED = Recipe(epochs=200, lr=0.1, lr_schedule="steps", weight_decay=1e-4)  # the paper's schedule; its text gives none
 SECOND_HAND = "third-party transcription (NeverGiveU/NNInterpretation, demos/CSG, column val_in_paper)"
-SWAPPED = SECOND_HAND + "; its two densities are taken to be swapped, since 0.0788 < 1/C is outside the paper's feasible set"
+SWAPPED = "for the density the same, its two values taken as swapped, since 0.0788 < 1/C lies outside the feasible set"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def probability(a: Sequence[float], b: Sequence[float], draws: int = 20_000) -> 
     return float(np.mean(below + upto) / (2 * len(second)))
 
 
-def verdict(claim: Claim, ours: Sequence[float], other: Sequence[float], paper_schedule: bool) -> str:
+def verdict(claim: Claim, ours: Sequence[float], other: Sequence[float], presumed_schedule: bool) -> str:
     if not len(ours) or (claim.over and not len(other)):
         return "not run here"
     if claim.over:
@@ -107,7 +108,7 @@ def verdict(claim: Claim, ours: Sequence[float], other: Sequence[float], paper_s
     inside = len(ours) >= 3 and band[0] <= claim.paper <= band[1]
     if inside or abs(np.mean(ours) - claim.paper) <= (claim.tolerance or 0):
         return "reproduced"
-    return "contradicted" if paper_schedule and len(ours) >= 3 else "inconclusive"
+    return "contradicted" if presumed_schedule and len(ours) >= 3 else "inconclusive"
 
 
 def schedule(recipe: Recipe) -> str:
@@ -117,8 +118,9 @@ def schedule(recipe: Recipe) -> str:
     return f"{data}{recipe.epochs} epochs, {form}"
 
 
-def follows_paper(recipe: Recipe) -> bool:
-    return recipe.dataset == "cifar10" and recipe.epochs == 200 and recipe.lr_schedule == "steps"
+def presumed(recipe: Recipe) -> bool:
+    fields = ("dataset", "net", "epochs", "batch_size", "lr", "lr_schedule", "momentum", "weight_decay", "cycle", "warmup")
+    return all(getattr(recipe, name) == getattr(PRESUMED, name) for name in fields)
 
 
 def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
@@ -138,8 +140,9 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
         "low": band and band[0],
         "high": band and band[1],
         "n": min(len(ours), len(other)) if claim.over else len(ours),
-        "verdict": verdict(claim, ours, other, all(follows_paper(run.recipe) for run in used)),
+        "verdict": verdict(claim, ours, other, all(presumed(run.recipe) for run in used)),
         "runs": [run.recipe.name for run in used],
+        "keys": [run.recipe.key for run in used],
         "schedule": ", ".join(sorted({schedule(run.recipe) for run in used})) or None,
     }
 
@@ -162,5 +165,7 @@ def markdown(judged: Sequence[dict]) -> str:
         ours = "–" if c["ours"] is None else f"{c['ours']:{sign}.4f}"
         band = "–" if c["low"] is None else f"{c['low']:{sign}.4f} to {c['high']:{sign}.4f}"
         note = f" ({c['schedule']})" if c["schedule"] else ""
-        lines.append(f"| {c['sentence']} | {paper} | {ours} | {band} | {c['n']} | **{c['verdict']}**{note} |")
-    return "\n".join(lines) + "\n"
+        tolerance = f" *Tolerance {c['tolerance']:g}.*" if c["tolerance"] else ""
+        lines.append(f"| {c['sentence']}{tolerance} | {paper} | {ours} | {band} | {c['n']} | **{c['verdict']}**{note} |")
+    sources = dict.fromkeys(c["source"] for c in judged if c["source"])
+    return "\n".join(lines) + "\n\nSource of the paper's numbers: " + "; ".join(sources) + ".\n"

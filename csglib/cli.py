@@ -56,8 +56,8 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
         action: get downloads the official release, checks and unpacks it; verify compares every file with its digest.
         dataset: cifar10 or cifar10-mini, which is part of the repository.
     """
+    from csglib import check_name
     from csglib.data import DATASETS, folder, get_cifar10, load
-    from csglib.runs import check_name
 
     check_name("dataset", dataset, DATASETS)
     if action == "get" and dataset == "cifar10":
@@ -110,5 +110,8 @@ def main() -> None:
         print(f"csglib: {error}: check that the path exists and can be written", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("csglib: stopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        print(
+            "csglib: stopped; given again, `train` goes on from the last whole epoch",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csglib import Problem
+from csglib import Problem, check_name
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,6 +37,7 @@ CIFAR10_FILES = {  # md5 of the official files; each holds 10,000 records of one
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
+MINI_SHA256 = "b3a53ce1e7098a3d1924b65adfbaf44a04e1c672bb615a3a7dbef629d1531e0a"  # of the sample's SHA256SUMS
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class Dataset:
 
 def load(name: str) -> Dataset:
     """A data set by name, its files verified.  Raises Problem where it is unknown, absent or altered."""
-    if name not in DATASETS:
-        raise Problem(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+    check_name("dataset", name, DATASETS)
     return DATASETS[name]()
 
 
@@ -114,6 +114,8 @@ def load_cifar10_mini() -> Dataset:
     sums = where / "SHA256SUMS"
     if not sums.is_file():
         raise Problem(f"the embedded sample is not in {where}: clone the whole repository, `git checkout data` restores it")
+    if digest(sums) != MINI_SHA256:
+        raise Problem(f"{sums} was altered: `git checkout data/cifar10-mini` restores it")
     for line in sums.read_text().splitlines():
         sha256, name = line.split()
         path = where / name
@@ -126,7 +128,7 @@ def load_cifar10_mini() -> Dataset:
         labels = np.fromfile(where / f"{part}.labels", np.uint8)
         return Images(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
 
-    return Dataset("cifar10-mini", CLASSES, read("train"), read("test"), digest(sums))
+    return Dataset("cifar10-mini", CLASSES, read("train"), read("test"), MINI_SHA256)
 
 
 DATASETS = {"cifar10": load_cifar10, "cifar10-mini": load_cifar10_mini}

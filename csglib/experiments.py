@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from csglib import Problem, runs
+from csglib import Problem, check_name, runs
 from csglib.data import ROOT
-from csglib.runs import Recipe, Run, check_name
+from csglib.runs import Recipe, Run
 
 FILE = ROOT / "book" / "experiments.yml"
 

@@ -126,17 +126,30 @@ def spread(values: list[float | None]) -> str:
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
 
+def trained(run: Run) -> Markdown:
+    """One sentence on how long the training took, where, and in which precision for what reason."""
+    p = run.provenance
+    return Markdown(
+        f"Trained in {p['train_seconds']:.0f} seconds on {machine(run)}, in {run.recipe.precision}: {p['precision_reason']}."
+    )
+
+
+def machine(run: Run) -> str:
+    hardware = run.provenance["hardware"]
+    return hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+
+
 def provenance(runs: dict[str, list[Run]]) -> Markdown:
     """Where the numbers of a page come from: each run with schedule, seed, commit, hardware, versions, time and command."""
     rows = []
     for run in (r for group in runs.values() for r in group):
-        p, hardware = run.provenance, run.provenance["hardware"]
+        p = run.provenance
         rows.append(
             {
                 "Run": f"`{run.recipe.name}`",
                 "Schedule": f"{schedule(run.recipe)}, seed {run.recipe.seed}, {run.recipe.precision}",
                 "Commit": f"`{(p['commit'] or 'unknown')[:8]}`" + (" (dirty)" if p["dirty"] else ""),
-                "Made with": f"{hardware['gpu'] or hardware['processor']}, torch {p['versions']['torch']}",
+                "Made with": f"{machine(run)}, torch {p['versions']['torch']}",
                 "Minutes": f"{p['train_seconds'] / 60:.1f}",
             }
         )

@@ -26,7 +26,10 @@ class ClassGate(nn.Module):
         self.matrix = nn.Parameter(torch.full((num_classes, num_filters), float(start)))
 
     def forward(self, a: Float[Tensor, "N K *space"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N K *space"]:
-        """Multiply the activations of each image by its class's row.  Maps (N, K, H, W) or pooled features (N, K)."""
+        """Multiply the activations of each image by its class's row.  Maps (N, K, H, W) or pooled features (N, K).
+
+        The product is computed in the activations' precision; the matrix itself stays float32.
+        """
         g = F.embedding(labels, self.matrix)  # (N, K); its gradient is summed in a fixed order, that of indexing is not
         return a * g.to(a.dtype).reshape(g.shape + (1,) * (a.ndim - 2))
 

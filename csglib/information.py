@@ -8,6 +8,7 @@ import math
 
 import torch
 from jaxtyping import Float, Int
+from scipy.special import digamma
 from torch import Tensor
 
 
@@ -89,10 +90,6 @@ def neighbour_term(x: Float[Tensor, "K N"], ties: Ties, member: Tensor, n: int, 
 
 def digamma_table(n: int, device) -> Float[Tensor, " n_plus_1"]:
     return torch.digamma(torch.arange(n + 1, dtype=torch.float64, device=device))
-
-
-def digamma(n: int) -> float:
-    return torch.digamma(torch.tensor(float(n), dtype=torch.float64)).item()
 
 
 def entropy(p: float) -> float:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from csglib import Problem
+from csglib import Problem, check_name
 from csglib.gate import ClassGate, density_bound
 from csglib.nets import Split
-from csglib.runs import Recipe, check_name
+from csglib.runs import Recipe
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from csglib import Problem
+from csglib import check_name
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, channel by channel, in [0, 1]
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -83,8 +83,7 @@ NETS = {"resnet20": resnet20}
 
 
 def build(name: str, num_classes: int) -> Split:
-    if name not in NETS:
-        raise Problem(f"unknown net {name!r}: choose one of {', '.join(NETS)}")
+    check_name("net", name, NETS)
     return NETS[name](num_classes)
 
 

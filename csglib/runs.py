@@ -120,11 +120,6 @@ class Recipe:
         return cls(**{name: types[name](value) for name, value in values.items()})
 
 
-def check_name(kind: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise Problem(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
-
-
 @dataclass(frozen=True)
 class Readout:
     """What analysis needs and images are not: the network's last layers on every test image, in float32, eval mode."""
@@ -203,12 +198,14 @@ def part(path: Path) -> Path:
     return path.parent / (path.name + ".part")
 
 
-def claim_folder(out: Path, recipe: Recipe) -> Path:
+def reserve(out: Path, recipe: Recipe) -> Path:
     """The `.part` folder of this recipe, made or taken up again; refuses to touch anything else that is there."""
     if (out / "provenance.json").exists():
         raise Problem(f"{out} already holds a finished run: choose another --out, or remove that folder first")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Problem(f"{out} exists and is not a run: choose another --out")
+    if out.is_symlink() or out.absolute() == Path.cwd():
+        raise Problem(f"{out} is a link or the current folder, which a run cannot replace: choose another --out")
     folder, text = part(out), dump(dataclasses.asdict(recipe))
     kept = folder / "recipe.json"
     if kept.exists() and kept.read_text() != text:
@@ -221,17 +218,21 @@ def claim_folder(out: Path, recipe: Recipe) -> Path:
 
 
 def finish(out: Path, history: list[dict], weights: dict[str, Tensor], readout: dict, metrics: dict, provenance: dict) -> None:
-    """Write what is left into the `.part` folder, provenance last, and give it its name in one step."""
+    """Write what is left into the `.part` folder, provenance last, and give it its name in one step.
+
+    Until then the checkpoint stays, so that a stop at any point costs nothing.
+    """
     folder = part(out)
     write(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
     save_file(weights, folder / "model.safetensors")
     save_file(readout, folder / "readout.safetensors")
     write(folder / "metrics.json", dump(metrics))
-    for extra in set(p.name for p in folder.iterdir()) - set(FILES):
-        (folder / extra).unlink()
     sums = {name: digest(folder / name) for name in FILES}
     write(folder / "provenance.json", dump(provenance | {"format": FORMAT, "sha256": sums}))
     os.rename(folder, out)
+    for path in out.iterdir():
+        if path.name not in (*FILES, "provenance.json"):
+            path.unlink()
 
 
 def write(path: Path, text: str) -> None:
@@ -276,7 +277,7 @@ def published(recipe: Recipe, folder: Path = PUBLISHED) -> Run:
     return run
 
 
-def provenance() -> dict:
+def provenance(device: torch.device) -> dict:
     """Which code, libraries and hardware make a run."""
 
     def git(*words: str) -> str | None:
@@ -292,15 +293,17 @@ def provenance() -> dict:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
+    top = git("rev-parse", "--show-toplevel")
+    ours = top is not None and Path(top).resolve() == ROOT  # not a repository around an installed copy
     status = git("status", "--porcelain", "--untracked-files=no")
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
+        "commit": git("rev-parse", "HEAD") if ours else None,
+        "dirty": bool(status) if ours else None,
         "versions": versions,
         "hardware": {
             "processor": processor(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         },
     }
 

@@ -1,7 +1,7 @@
 """Recipe in, run out: the training loop, its precision, its checkpoints.
 
-Images stay uint8 on the device and are augmented there.  On the CPU the same recipe gives the same weights, bit for bit, with
-or without an interruption: all randomness of an epoch comes from (seed, epoch).
+Images stay uint8 on the device and are augmented there.  On one CPU, with equal versions and as many threads, the same recipe
+gives the same weights bit for bit, interrupted or not: all randomness of an epoch comes from (seed, epoch).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -40,7 +40,7 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     gate = m.gate(recipe, net)
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
-    folder = runs.claim_folder(out, recipe)
+    folder = runs.reserve(out, recipe)
 
     dataset = dataset.to(device)
     net.to(device, memory_format=torch.channels_last)
@@ -51,11 +51,10 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers)
     history, gates = state.load()
 
-    code = runs.provenance()  # taken at the start: the files may change while this runs
+    code = runs.provenance(device)  # taken at the start: the files may change while this runs
     steps = len(dataset.train) // recipe.batch_size
     hidden = bool(os.environ.get("TQDM_DISABLE"))  # tqdm itself reads it in a terminal, but not in a notebook
-    if not hidden:
-        print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
+    print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
             path = m.path(recipe, epoch)
@@ -64,9 +63,9 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
             history.append(row)
             if path == "gated":
                 gates.append(gate.matrix.detach().clone())
-            if not math.isfinite(loss := row["train_loss"] + row["test_loss"]):  # the last step shows in the test loss alone
+            if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)]:
                 raise Problem(
-                    f"the loss of epoch {epoch} is {loss}: lower --lr or --gate-lr, with a new --out "
+                    f"{bad[0]} of epoch {epoch} is {row[bad[0]]}: lower --lr or --gate-lr, with a new --out "
                     f"({folder} keeps the epochs before)"
                 )
             state.save(history, gates)
@@ -99,15 +98,13 @@ def train_epoch(recipe, m, epoch, path, net, gate, optimisers, images: Images, b
             optimiser.zero_grad()
         loss_sum += loss.detach()
         correct += (logits.argmax(1) == y).sum()
-        if step % 20 == 0 and device.type == "cpu":
+        if step % (20 if device.type == "cpu" else 100) == 0:  # a GPU has to stop for it
             shown = {"epoch": f"{epoch + 1}/{recipe.epochs} {path}", "loss": f"{loss.item():.3f}"}
             shown["accuracy"] = f"{correct.item() / ((step + 1) * recipe.batch_size):.3f}"
-            if gate is not None and epoch:
+            if gate is not None and gate.matrix.detach().amax() == 1:  # the first projection has been made
                 shown["density"] = f"{gate.matrix.detach().mean().item():.3f}"
             bar.set_postfix(shown, refresh=False)
         bar.update()
-    if not steps:
-        raise Problem("an epoch has no full batch: lower --batch-size")
     return {
         "epoch": epoch,
         "path": path,
@@ -162,6 +159,8 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
     cpu = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
     weights = {k: v.half() if v.is_floating_point() else v for k, v in cpu.items()}
     readout = read_out(net, gate, dataset.test, gates=gates)
+    if not readout.logits.isfinite().all():
+        raise Problem("the weights leave the range of float16, in which runs are stored: lower --lr, with a new --out")
     stored = runs.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
     seconds = sum(row["seconds"] for row in history)
     images = len(dataset.train) // recipe.batch_size * recipe.batch_size * recipe.epochs
@@ -205,9 +204,12 @@ class Checkpoint:
         """Put the saved state back; returns the history and the gates so far, empty where nothing was saved."""
         if not self.path.exists():
             return [], []
-        with safe_open(self.path, "pt") as f:
-            history = json.loads(f.metadata()["history"])
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        try:
+            with safe_open(self.path, "pt") as f:
+                history = json.loads(f.metadata()["history"])
+                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        except SafetensorError as error:
+            raise Problem(f"{self.path} is damaged ({error}): remove {self.path.parent} and train anew") from None
         for m, module in self.modules().items():
             module.load_state_dict({k.removeprefix(m + "."): v for k, v in tensors.items() if k.startswith(m + ".")})
         for i, (optimiser, p) in enumerate(self.parameters()):
@@ -243,13 +245,11 @@ def autocast(device: torch.device, precision: str):
 
 
 def pick_device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise Problem(f"unknown device {name!r}: use cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise Problem("no CUDA device is available here: leave --device out to train on the CPU")
-    return device
+    count = torch.cuda.device_count()
+    known = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
+    if name is not None and name not in known:
+        raise Problem(f"no device {name!r} here: choose one of {', '.join(known)}, or leave --device out")
+    return torch.device(name or ("cuda" if count else "cpu"))
 
 
 def settle_precision(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]:

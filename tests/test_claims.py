@@ -161,9 +161,10 @@ def test_equal_values_of_all_seeds_still_make_valid_json():
 
 def test_only_the_papers_schedule_contradicts_its_number():
     values = (0.5, 0.51, 0.52)
-    paper = {"epochs": 200, "lr_schedule": "steps"}
+    paper = {"epochs": 200, "lr": 0.1, "lr_schedule": "steps", "weight_decay": 1e-4}
     assert judge(NUMERIC, {"csg": group("csg", *values, **paper)})["verdict"] == "contradicted"
     assert judge(NUMERIC, {"csg": group("csg", *values)})["verdict"] == "inconclusive"
+    assert judge(NUMERIC, {"csg": group("csg", *values, **paper | {"lr": 1e-6})})["verdict"] == "inconclusive"
     mixed = group("csg", *values, **paper)[:2] + [fake("csg", 2, 0.52)]
     assert judge(NUMERIC, {"csg": mixed})["verdict"] == "inconclusive"
 
@@ -200,7 +201,8 @@ def test_the_papers_numbers_of_a_page_are_those_of_its_numeric_claims():
 
 def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
     judged = [judge(NUMERIC, {"csg": group("csg", 0.90, 0.92, 0.94)}), judge(ORDER, {})]
-    head, rule, number, order = claims.markdown(judged).splitlines()
+    head, rule, number, order, _, source = claims.markdown(judged).splitlines()
     assert {line.count("|") for line in (head, rule, number, order)} == {7}
     assert "0.9200" in number and "**reproduced** (30 epochs, one cycle)" in number
+    assert NUMERIC.source in source
     assert "+0.0020" in order and order.count("–") == 2 and "**not run here**" in order

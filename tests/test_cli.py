@@ -84,7 +84,7 @@ def test_an_output_folder_with_other_files_is_left_alone(refused, workplace):
 
 
 def test_another_recipes_unfinished_run_is_left_alone(refused, workplace):
-    runs.claim_folder(workplace / "new", Recipe(dataset="cifar10-mini", seed=1, precision="float32"))
+    runs.reserve(workplace / "new", Recipe(dataset="cifar10-mini", seed=1, precision="float32"))
     refused(f"{MINI} --out {workplace}/new", "another recipe", "another --out")
 
 
@@ -146,7 +146,7 @@ def test_ctrl_c_is_told_how_to_go_on(csglib, workplace, monkeypatch):
     monkeypatch.setattr(train, "train", interrupt)
     code, _, err = csglib(*MINI.split())
     assert code == 130
-    assert err == "csglib: stopped; the same command goes on from the last whole epoch\n"
+    assert err == "csglib: stopped; given again, `train` goes on from the last whole epoch\n"
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["runs"], ["results"]])

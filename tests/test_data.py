@@ -141,7 +141,7 @@ def test_an_archive_that_would_write_outside_is_stopped_and_nothing_remains(rela
     evil, escaped = tmp_path / "source" / "evil.tar.gz", tmp_path / "escaped.txt"
     with tarfile.open(evil, "w:gz") as tar:
         add(tar, "../../escaped.txt" if relative else str(escaped), b"escaped")
-    with pytest.raises((Problem, tarfile.TarError)):
+    with pytest.raises(Problem):
         get(evil, tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == []
     assert not escaped.exists()

@@ -39,10 +39,11 @@ def test_quick_reads_the_runs_of_short_and_trains_nothing():
     assert experiments.profile("short").train
 
 
-def test_the_paper_profile_follows_the_papers_schedule():
-    from csglib.claims import follows_paper
+def test_the_paper_profile_follows_the_presumed_schedule_and_short_does_not():
+    from csglib.claims import presumed
 
-    assert all(follows_paper(r) for group in experiments.recipes("table1", "paper").values() for r in group)
+    assert not any(presumed(r) for group in experiments.recipes("table1", "short").values() for r in group)
+    assert all(presumed(r) for group in experiments.recipes("table1", "paper").values() for r in group)
 
 
 def test_std_and_csg_differ_in_the_method_alone():

@@ -90,7 +90,7 @@ whole, real = Recipe(lr=1, precision="float32"), Recipe(lr=1.0, precision="float
 print(whole == real, whole.key == real.key)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() in (["True", "True"], ["False", "False"])
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_automatic_precision_has_no_key():
@@ -315,7 +315,7 @@ def test_a_folder_without_provenance_is_not_a_finished_run(copied, tmp_path):
 
 
 def test_a_run_in_training_says_how_to_finish_it(tmp_path):
-    runs.claim_folder(tmp_path / "new", PLAIN)
+    runs.reserve(tmp_path / "new", PLAIN)
     with pytest.raises(Problem, match="still in training.*again"):
         runs.read(tmp_path / "new")
 
@@ -333,7 +333,7 @@ def test_a_place_without_a_name_is_not_a_finished_run(place, tmp_path, monkeypat
 def refused(out: Path, recipe: Recipe, said: str, snapshot, around: Path) -> None:
     before = snapshot(around)
     with pytest.raises(Problem, match=said):
-        runs.claim_folder(out, recipe)
+        runs.reserve(out, recipe)
     assert snapshot(around) == before
 
 
@@ -353,8 +353,18 @@ def test_a_file_in_the_place_of_the_folder_is_kept(snapshot, tmp_path):
     refused(tmp_path / "notes", PLAIN, "not a run.*another --out", snapshot, tmp_path)
 
 
+def test_the_current_folder_and_links_cannot_become_a_run(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (Path("."), tmp_path / "empty", tmp_path / "link"):
+        with pytest.raises(Problem, match="current folder.*another --out"):
+            runs.reserve(out, PLAIN)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "link"]
+
+
 def test_another_recipes_unfinished_run_is_kept(snapshot, tmp_path):
-    runs.claim_folder(tmp_path / "new", PLAIN)
+    runs.reserve(tmp_path / "new", PLAIN)
     refused(tmp_path / "new", dataclasses.replace(PLAIN, seed=1), "another recipe.*another --out", snapshot, tmp_path)
 
 
@@ -366,9 +376,9 @@ def test_other_files_in_the_place_of_the_unfinished_run_are_kept(snapshot, tmp_p
 
 
 def test_the_same_recipe_takes_its_unfinished_run_up_again(tmp_path):
-    folder = runs.claim_folder(tmp_path / "deep" / "new", PLAIN)
+    folder = runs.reserve(tmp_path / "deep" / "new", PLAIN)
     (folder / "checkpoint.safetensors").write_text("state")
-    assert runs.claim_folder(tmp_path / "deep" / "new", PLAIN) == folder
+    assert runs.reserve(tmp_path / "deep" / "new", PLAIN) == folder
     assert (folder / "checkpoint.safetensors").read_text() == "state"
     assert not (tmp_path / "deep" / "new").exists()
 

@@ -50,7 +50,7 @@ def sabotage(monkeypatch):
     return install
 
 
-def interrupt(loss):
+def interrupt(*_):
     raise KeyboardInterrupt
 
 
@@ -93,6 +93,17 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tiny_run, sabotag
         train.train(recipe, tmp_path / "out", "cpu")
     monkeypatch.undo()
     assert bits(train.train(recipe, tmp_path / "out", "cpu")) == bits(tiny_run(epochs=2))
+
+
+def test_a_stop_just_before_a_run_gets_its_name_costs_no_epoch(tiny_run, sabotage, monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    monkeypatch.setattr(runs.os, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(RECIPE, out, "cpu")
+    monkeypatch.undo()
+    sabotage(0, interrupt)  # the first step, if there were one
+    assert bits(train.train(RECIPE, out, "cpu")) == bits(tiny_run())
+    assert sorted(p.name for p in out.iterdir()) == sorted([*runs.FILES, "provenance.json"])
 
 
 # What a run holds
@@ -200,7 +211,7 @@ def test_a_recipe_that_cannot_be_trained_writes_nothing(changes, said, tmp_path)
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(Problem, match="cpu or cuda"):
+    with pytest.raises(Problem, match="choose one of cpu"):
         train.pick_device("abacus")
 
 
@@ -244,3 +255,12 @@ def test_one_cycle_starts_low_peaks_at_30_percent_and_ends_at_zero():
 @pytest.mark.parametrize("progress, share", [(0.0, 1), (0.499, 1), (0.5, 0.1), (0.749, 0.1), (0.75, 0.01), (0.999, 0.01)])
 def test_steps_fall_at_one_half_and_three_quarters(progress, share):
     assert train.learning_rate(Recipe(lr=0.1, lr_schedule="steps"), progress) == pytest.approx(0.1 * share)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    folder = runs.reserve(out, Recipe(dataset="cifar10-mini", epochs=3, precision="float32"))
+    (folder / "checkpoint.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(Problem, match="damaged.*remove"):
+        train.train(Recipe(dataset="cifar10-mini", epochs=3, precision="float32"), out)
+    assert not out.exists()

@@ -38,28 +38,29 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nb
 
 
-def assemble(build: Path, pages: list[str]) -> int:
+def assemble(build: Path, done: Path, pages: list[str]) -> int:
     sources, work = build / "book_src", build / "jupyter-book"
     for folder in (sources, work):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "book", sources, ignore=shutil.ignore_patterns("*.ipynb", "*.yml~", ".ipynb_checkpoints"))
     for page in pages:
-        nbformat.write(clean(nbformat.read(build / "executed" / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
-    results = json.loads((build / "results.json").read_text())
+        nbformat.write(clean(nbformat.read(done / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
+    results = json.loads((done / "results.json").read_text())
     (sources / "_claims.md").write_text(claims.markdown(results))  # included by index.md
 
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(sources)]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(work), "--all", "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    (build / "jupyter-book.log").write_text(done.stdout + done.stderr)
-    if done.returncode:
-        print(*(done.stdout + done.stderr).splitlines()[-60:], sep="\n", file=sys.stderr)
-        return done.returncode
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (build / "jupyter-book.log").write_text(built.stdout + built.stderr)
+    if built.returncode:
+        print(*(built.stdout + built.stderr).splitlines()[-60:], sep="\n", file=sys.stderr)
+        return built.returncode
     shutil.rmtree(build / "html", ignore_errors=True)
     (work / "_build" / "html").rename(build / "html")
+    shutil.copy(done / "results.json", build / "results.json")
     print(f"The book is built: open {build / 'html' / 'index.html'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(assemble(Path(sys.argv[1]).resolve(), sys.argv[2:]))
+    sys.exit(assemble(Path(sys.argv[1]).resolve(), Path(sys.argv[2]), sys.argv[3:]))

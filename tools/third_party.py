@@ -7,9 +7,13 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from csglib import data, metrics, nets, runs
 from csglib.train import read_out
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 weights = Path(sys.argv[1])
 dataset = data.load("cifar10")
 readout = read_out(nets.resnet20_of_akamaster(weights), None, dataset.test)
@@ -18,6 +22,6 @@ result = {
     "sha256": data.digest(weights),
     "data_digest": dataset.digest,
     "metrics": metrics.evaluate(readout),
-} | runs.provenance()
+} | runs.provenance(torch.device("cpu"))
 runs.write(data.ROOT / "data" / "third-party-resnet20.json", runs.dump(result))
 print(json.dumps(result["metrics"], indent=2))

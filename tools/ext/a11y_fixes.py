@@ -1,7 +1,7 @@
 """Small, counted repairs of markup that axe-core flags and that comes from dependencies.
 
-Each entry is (what, pattern, replacement). A repair that stops matching is reported by
-the tests (see tests/test_book.py), so that an upstream fix lets us delete it.
+Each entry is (what, pattern, replacement). A repair that stops matching fails
+tests/test_book.py, so that an upstream fix lets us delete it.
 """
 
 import re
