@@ -1,6 +1,6 @@
 """The papers' claims: one sentence each, the statistic that tests it, the paper's number with its source, the rule.
 
-Claims and rules are committed before the runs that test them.
+Claims and rules are committed before the results that test them are known.
 
 - numeric: reproduced where the paper's value lies in our 95 % interval over at least three seeds (of two it is wide enough for
   anything) or within the claim's tolerance of our mean; contradicted where, on the schedule that we presume to be the paper's
@@ -158,7 +158,7 @@ def paper_values(page: str) -> dict[str, dict[str, float]]:
 
 def markdown(judged: Sequence[dict]) -> str:
     """The table of claims, in Markdown."""
-    lines = ["| Claim | Paper | Ours | 95 % interval | Runs | Verdict |", "|---|---|---|---|---|---|"]
+    lines = ["| Claim | Verdict | Paper | Ours | 95 % interval | Runs |", "|---|---|---|---|---|---|"]
     for c in judged:
         sign = "+" if c["over"] else ""
         paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}"
@@ -166,6 +166,6 @@ def markdown(judged: Sequence[dict]) -> str:
         band = "–" if c["low"] is None else f"{c['low']:{sign}.4f} to {c['high']:{sign}.4f}"
         note = f" ({c['schedule']})" if c["schedule"] else ""
         tolerance = f" *Tolerance {c['tolerance']:g}.*" if c["tolerance"] else ""
-        lines.append(f"| {c['sentence']}{tolerance} | {paper} | {ours} | {band} | {c['n']} | **{c['verdict']}**{note} |")
+        lines.append(f"| {c['sentence']}{tolerance} | **{c['verdict']}**{note} | {paper} | {ours} | {band} | {c['n']} |")
     sources = dict.fromkeys(c["source"] for c in judged if c["source"])
     return "\n".join(lines) + "\n\nSource of the paper's numbers: " + "; ".join(sources) + ".\n"

@@ -54,7 +54,8 @@ def gate_film(gates: Float[Tensor, "T C K"], classes: tuple[str, ...], shown: in
     T, C, K = gates.shape
     order = gates[-1].argmax(0).argsort(stable=True)
     picked = np.unique(np.linspace(0, T - 1, min(shown, T)).round().astype(int))
-    fig, axes = plt.subplots(len(picked), 1, figsize=(6.4, 1.3 * len(picked) + 0.4), sharex=True, squeeze=False)
+    height = 1.3 * len(picked) + 0.4
+    fig, axes = plt.subplots(len(picked), 1, figsize=(6.4, height), sharex=True, squeeze=False, layout="constrained")
     for ax, t in zip(axes[:, 0], picked, strict=True):
         im = draw_gate(ax, gates[t][:, order], classes)
         ax.set_title(f"after gated epoch {t + 1} of {T}: density {gates[t].mean():.3f}", loc="left")
