@@ -7,7 +7,7 @@ estimator for one feature at a time.  In one dimension sorting replaces the sear
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import digamma
 from torch import Tensor
 
@@ -30,7 +30,6 @@ def mutual_information(
     N, K = features.shape
     x, order = features.double().T.contiguous().sort(dim=1)  # (K, N)
     y = labels[order]
-    ties = Ties(x)
     information = torch.zeros(num_classes, K, dtype=torch.float64, device=features.device)
     for c in range(num_classes):
         inside = int((labels == c).sum())
@@ -38,26 +37,12 @@ def mutual_information(
             continue
         total = torch.zeros(K, dtype=torch.float64, device=features.device)
         for member, n in ((y == c, inside), (y != c, N - inside)):
-            total += neighbour_term(x, ties, member, n, k).sum(1) - n * digamma(n)
+            total += neighbour_term(x, member, n, k).sum(1) - n * digamma(n)
         information[c] = digamma(N) + total / N
     return information.clamp(min=0)
 
 
-class Ties:
-    """For each place of the sorted values, the first place with an equal value and the place after the last."""
-
-    def __init__(self, x: Float[Tensor, "K N"]):
-        K, N = x.shape
-        place = torch.arange(N, device=x.device).expand(K, N)
-        new = torch.ones_like(x, dtype=torch.bool)
-        new[:, 1:] = x[:, 1:] != x[:, :-1]
-        self.first = torch.where(new, place, 0).cummax(1).values
-        starts_next = torch.full_like(place, N)
-        starts_next[:, :-1] = torch.where(new[:, 1:], place[:, 1:], N)
-        self.end = starts_next.flip(1).cummin(1).values.flip(1)
-
-
-def neighbour_term(x: Float[Tensor, "K N"], ties: Ties, member: Tensor, n: int, k: int) -> Float[Tensor, "K n"]:
+def neighbour_term(x: Float[Tensor, "K N"], member: Bool[Tensor, "K N"], n: int, k: int) -> Float[Tensor, "K n"]:
     """psi(k_i) - psi(m_i) for the n samples of one label, given all samples sorted along the last axis."""
     K, N = x.shape
     k = min(k, n - 1)
@@ -70,18 +55,16 @@ def neighbour_term(x: Float[Tensor, "K N"], ties: Ties, member: Tensor, n: int, 
     # The k nearest neighbours on a line are j to the left and k - j to the right; the j with the least radius wins.
     radius = torch.stack([torch.maximum(v - padded[:, i - j], padded[:, i - j + k] - v) for j in range(k + 1)])
     d, j = radius.min(0)
-    low, high = v - d, v + d
-    left = v - padded.gather(1, i - j) == d  # the neighbour that sets d stands on the left: its value is exact
-    low = torch.where(left, padded.gather(1, i - j), low)
-    right = padded.gather(1, i - j + k) - v == d
-    high = torch.where(right, padded.gather(1, i - j + k), high)
+    first, last = padded.gather(1, i - j), padded.gather(1, i - j + k)
+    # The open ball (low, high).  Its end at the neighbour that sets d is that neighbour, exactly, not v - d or v + d rounded.
+    low = torch.where(v - first == d, first, v - d)
+    high = torch.where(last - v == d, last, v + d)
+    # Where d = 0 the ball is made one unit in the last place wide, and holds the samples equal to v.
+    low = torch.where(d == 0, torch.nextafter(v, -v.new_tensor(math.inf)), low)
+    high = torch.where(d == 0, torch.nextafter(v, v.new_tensor(math.inf)), high)
 
-    # Samples strictly between low and high; where d = 0, the samples equal to v.
     start = torch.searchsorted(x, low, right=True)
     stop = torch.searchsorted(x, high, right=False)
-    atom = d == 0
-    start = torch.where(atom, ties.first.gather(1, place), start)
-    stop = torch.where(atom, ties.end.gather(1, place), stop)
     below = torch.cat((torch.zeros(K, 1, dtype=torch.long, device=x.device), member.cumsum(1)), 1)  # members before a place
     same = below.gather(1, stop) - below.gather(1, start)
     psi = digamma_table(N, x.device)

@@ -1,6 +1,8 @@
 """What an installation promises: one lock for pip, conda and Binder; one version; no address of an index."""
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import yaml
@@ -41,3 +43,14 @@ def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == csglib.__version__ == citation["version"]
     assert f"## {csglib.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_training_and_metrics_need_no_notebook_tools():
+    """A GPU machine may have torch and little else."""
+    code = """
+import sys
+for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "papermill", "snakemake", "tyro", "sklearn"):
+    sys.modules[name] = None
+import csglib.train, csglib.metrics, csglib.claims, csglib.experiments
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
