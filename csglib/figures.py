@@ -65,7 +65,7 @@ def gate_film(gates: Float[Tensor, "T C K"], classes: tuple[str, ...], shown: in
 
 
 def draw_gate(ax, gate: Float[Tensor, "C K"], classes: tuple[str, ...]):
-    im = ax.imshow(gate.cpu(), vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="none")
+    im = ax.imshow(gate.numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="none")
     ax.set_yticks(range(len(classes)), classes, fontsize=6)
     ax.tick_params(length=0)
     return im
