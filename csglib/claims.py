@@ -1,4 +1,4 @@
-"""The papers' claims: one sentence each, the statistic that tests it, the paper's number with its source, the rule.
+"""Claims: one sentence each, the statistic that tests it, the paper's number with its source, the rule for the verdict.
 
 Claims and rules are committed before the results that test them are known.
 
@@ -11,18 +11,26 @@ Claims and rules are committed before the results that test them are known.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
+import torch
 from scipy import stats
 
+from csglib import metrics
+from csglib.information import mutual_information
 from csglib.runs import Recipe, Run
 
 PRESUMED = Recipe(epochs=200, lr=0.1, lr_schedule="steps", weight_decay=1e-4)  # the paper's schedule; its text gives none
 SECOND_HAND = "third-party transcription (NeverGiveU/NNInterpretation, demos/CSG, column val_in_paper)"
 SWAPPED = "for the density the same, its two values taken as swapped, since 0.0788 < 1/C lies outside the feasible set"
+REDRAWN = "the paper's figure of gate and filter-class matrices, as the same third party redraws it; no number"
+NOTEBOOK = "figures in the authors' earlier research code (hyliang96/ICNN); no table"
+RECALLED = "recalled, read in no source"
+OURS = "a question of this book, not of the paper"
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,13 @@ class Claim:
     id: str
     page: str  # whose runs test it
     sentence: str
-    metric: str  # a key of metrics.json
+    metric: str  # a key of STATISTICS
     of: str  # the experiment that is measured
     over: str | None = None  # for an ordering: the experiment whose metric should be smaller
     paper: float | None = None  # the paper's value; for an ordering the difference of its two values
-    source: str | None = None  # where the value was read; a value without one is not used
+    source: str | None = None  # where the claim or its value was read; a value without one is not used
     tolerance: float | None = None  # half-width around our mean within which the value counts as reproduced
+    answer: str | None = None  # the words for {ours} in the page's one-sentence answer; None leaves the claim out of it
 
 
 CLAIMS = (
@@ -50,6 +59,11 @@ CLAIMS = (
     Claim(
         "accuracy-order", "table1", "CSG classifies better than standard training.",
         "accuracy", "csg", over="std", paper=0.0023, source=SECOND_HAND,
+        answer="CSG's accuracy differs from that of standard training by {ours:+.4f}",
+    ),
+    Claim(
+        "accuracy-matched", "table1", "CSG classifies better than the same number of standard epochs without the gated ones.",
+        "accuracy", "csg", over="matched", source=OURS,
     ),
     Claim(
         "mis-csg", "table1", "The mutual information score of the CSG network is 0.1603 nats.",
@@ -62,12 +76,132 @@ CLAIMS = (
     Claim(
         "mis-order", "table1", "CSG's filters say more about the class than those of standard training.",
         "mis", "csg", over="std", paper=0.0484, source=SECOND_HAND,
+        answer="its mutual information score by {ours:+.4f} nats",
+    ),
+    Claim(
+        "mis-matched", "table1", "They say more than those of the same number of standard epochs without the gated ones.",
+        "mis", "csg", over="matched", source=OURS,
     ),
     Claim(
         "density-csg", "table1", "The gate ends at an L1-density of 0.1: each filter serves one class.",
         "l1_density", "csg", paper=0.1, source=SWAPPED, tolerance=0.005,
     ),
+    Claim(
+        "alternate-order", "training-curves", "Alternating the two paths trains a better classifier than minimising their sum.",
+        "accuracy", "alternating", over="joint", source=RECALLED,
+        answer="alternating the paths instead of adding their losses changes the accuracy by {ours:+.4f}",
+    ),
+    Claim(
+        "overlap-order", "gate-and-information",
+        "CSG's information lies where its gate is open, more than a standard network's lies on each filter's best class.",
+        "overlap", "csg", over="std", source=REDRAWN,
+        answer="the share of the filters' information that lies on one class each is larger by {ours:+.3f} with CSG",
+    ),
+    Claim(
+        "weights-order", "filter-correlation",
+        "The weights of filters of one class resemble each other, more than those of different classes: more so with CSG.",
+        "weight_contrast", "csg", over="std", source=NOTEBOOK,
+        answer="CSG changes the contrast between |cos| within and between classes by {ours:+.3f} for the weights",
+    ),
+    Claim(
+        "responses-order", "filter-correlation",
+        "The responses of filters of one class resemble each other, more than those of different classes: more so with CSG.",
+        "response_contrast", "csg", over="std", source=OURS,
+        answer="by {ours:+.3f} for the responses",
+    ),
+    Claim(
+        "removed-csg", "filter-removal", "Without the filters of a class, CSG's network no longer recognises that class.",
+        "removed_own", "csg", paper=0.0, source=NOTEBOOK, tolerance=0.01,
+        answer="CSG's network has {ours:.3f} accuracy left on a class whose filters are removed",
+    ),
+    Claim(
+        "kept-csg", "filter-removal", "The other classes lose nothing.",
+        "removed_loss", "csg", paper=0.0, source=NOTEBOOK, tolerance=0.01,
+        answer="and loses {ours:.3f} on the others",
+    ),
+    Claim(
+        "removed-order", "filter-removal",
+        "A standard network still recognises a class without the seven filters that it excites most, better than CSG's does.",
+        "removed_own", "std", over="csg", source=NOTEBOOK,
+    ),
+    Claim(
+        "centre-order", "representation",
+        "The centre of a class excites its own filters, a larger share than in a standard network.",
+        "own_share", "csg", over="std", source=NOTEBOOK,
+        answer="with CSG the share of a class centre that lies in the filters of the class changes by {ours:+.3f}",
+    ),
+    Claim(
+        "sparse-order", "representation", "The features of an image are sparser than in a standard network.",
+        "hoyer", "csg", over="std", source=NOTEBOOK,
+        answer="the sparsity of an image's features by {ours:+.3f}",
+    ),
+    Claim(
+        "learned-mis", "what-matters", "A learned gate makes filters more informative than one drawn at random and fixed.",
+        "mis", "alternating", over="random", source=OURS,
+        answer="learning the gate instead of drawing it at random changes the mutual information score by {ours:+.4f} nats",
+    ),
+    Claim(
+        "learned-accuracy", "what-matters", "A learned gate makes a better classifier than one drawn at random and fixed.",
+        "accuracy", "alternating", over="random", source=OURS,
+        answer="the accuracy by {ours:+.4f}",
+    ),
+    Claim(
+        "meaning-mis", "what-matters", "A random gate that follows the class informs more than one dealt to the wrong images.",
+        "mis", "random", over="shuffled", source=OURS,
+    ),
 )  # fmt: skip
+
+
+def information_overlap(run: Run) -> float:
+    r = run.readout
+    return metrics.overlap(mutual_information(r.features, r.labels, r.logits.shape[1]).float(), r.gate)
+
+
+def contrast(vectors: Callable[[Run], torch.Tensor], run: Run) -> float:
+    """Mean |cos| within classes minus that between classes."""
+    same, different = metrics.blocks(metrics.correlation(vectors(run)), metrics.owners(run.readout))
+    return same - different
+
+
+def last_weights(run: Run) -> torch.Tensor:
+    """The weights of the last convolution, one row a filter (K x D)."""
+    return [w for w in run.weights.values() if w.ndim == 4][-1].flatten(1)
+
+
+def responses(run: Run) -> torch.Tensor:
+    """The pooled activations on the test images, one row a filter (K x N)."""
+    return run.readout.features.T
+
+
+def removed_filters(run: Run) -> torch.Tensor:
+    """Row c masks the filters of class c: those that it owns; without a gate the K/C, rounded up, that it excites most."""
+    C, K = run.readout.weight.shape
+    if run.readout.gate is not None:
+        return metrics.cluster(run.readout.gate)
+    return metrics.most_active(run.readout, torch.full((C,), math.ceil(K / C)))
+
+
+def removed(run: Run) -> tuple[float, float]:
+    """Mean accuracy on the class whose filters are removed, and on the others."""
+    return metrics.own_and_others(metrics.removal(run.readout, removed_filters(run)))
+
+
+def stored(name: str, run: Run) -> float | None:
+    return run.metrics[name]
+
+
+STATISTICS: dict[str, Callable[[Run], float | None]] = {
+    "accuracy": partial(stored, "accuracy"),
+    "mis": partial(stored, "mis"),
+    "l1_density": partial(stored, "l1_density"),
+    "overlap": information_overlap,
+    "weight_contrast": partial(contrast, last_weights),
+    "response_contrast": partial(contrast, responses),
+    "removed_own": lambda run: removed(run)[0],
+    "removed_loss": lambda run: run.metrics["accuracy"] - removed(run)[1],
+    "own_share": lambda run: metrics.own_share(run.readout),
+    "hoyer": lambda run: metrics.hoyer(run.readout.features),
+}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -126,7 +260,7 @@ def presumed(recipe: Recipe) -> bool:
 def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
     """One entry of results.json: the claim, our mean and interval over seeds, the verdict, and the runs behind it."""
     first, second = runs.get(claim.of, []), runs.get(claim.over, []) if claim.over else []
-    ours, other = ([run.metrics[claim.metric] for run in side] for side in (first, second))
+    ours, other = ([STATISTICS[claim.metric](run) for run in side] for side in (first, second))
     used = first + second
     mean, band = (float(np.mean(ours)) if ours else None), interval(ours)
     if claim.over:  # the difference of means, with Welch's interval
@@ -154,6 +288,17 @@ def paper_values(page: str) -> dict[str, dict[str, float]]:
         if claim.page == page and claim.over is None and claim.paper is not None:
             values.setdefault(claim.of, {})[claim.metric] = claim.paper
     return values
+
+
+def answer(judged: Sequence[dict]) -> str:
+    """What a page's claims say, in one sentence."""
+    told = [c for c in judged if c["answer"]]
+    if not told or any(c["ours"] is None for c in told):
+        return "**Not answered yet:** the runs that would tell are not here."
+    parts = [f"{c['answer'].format(ours=c['ours'])} ({c['verdict']})" for c in told]
+    seeds = min(c["n"] for c in told)
+    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + (" " if parts[-1].startswith("and ") else ", ") + parts[-1]
+    return f"**Over {seeds} seed{'s' * (seeds > 1)} ({told[0]['schedule']}), {text}.**"
 
 
 def markdown(judged: Sequence[dict]) -> str:

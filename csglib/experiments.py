@@ -18,6 +18,8 @@ class Profile:
     train: bool  # whether missing runs are trained, or left out of the pages
     seeds: tuple[int, ...]
     recipe: dict  # the fields that all its recipes share
+    ablation: dict  # those that its ablations have beside, to cost less
+    leave_out: tuple[str, ...]  # experiments that it does without
 
 
 def book() -> dict:
@@ -31,17 +33,24 @@ def profile(name: str) -> Profile:
     check_name("profile", name, profiles)
     values = profiles[name]
     base = profiles[values["like"]] if "like" in values else values
-    return Profile(name, values["train"], tuple(base["seeds"]), base["recipe"])
+    return Profile(
+        name, values["train"], tuple(base["seeds"]), base["recipe"], base.get("ablation", {}), tuple(base.get("leave_out", ()))
+    )
 
 
 def recipes(page: str, profile_name: str) -> dict[str, list[Recipe]]:
     """The page's experiments, each with one recipe a seed."""
     table, p = book(), profile(profile_name)
     check_name("page", page, table["pages"])
-    return {
-        name: [Recipe.from_dict(p.recipe | table["experiments"][name] | {"seed": seed}, str(FILE)) for seed in p.seeds]
-        for name in (table["pages"][page] or {}).get("experiments", [])
-    }
+    groups = {}
+    for name in (table["pages"][page] or {}).get("experiments", []):
+        if name in p.leave_out:
+            groups[name] = []
+            continue
+        own = dict(table["experiments"][name])
+        shared = p.recipe | (p.ablation if own.pop("ablation", False) else {})
+        groups[name] = [Recipe.from_dict(shared | own | {"seed": seed}, str(FILE)) for seed in p.seeds]
+    return groups
 
 
 def parameters(page: str, profile_name: str) -> dict:
@@ -61,4 +70,5 @@ def published(page: str, profile_name: str, folder: Path | str | None = None) ->
 def missing(page: str, profile_name: str, folder: Path | str | None = None) -> list[Recipe]:
     """The page's recipes without a run there."""
     where = Path(folder or runs.PUBLISHED)
-    return [r for group in recipes(page, profile_name).values() for r in group if not (where / r.name).exists()]
+    asked = dict.fromkeys(r for group in recipes(page, profile_name).values() for r in group)
+    return [r for r in asked if not (where / r.name).exists()]

@@ -41,6 +41,11 @@ class ClassGate(nn.Module):
     def project(self) -> None:
         self.matrix.copy_(project(self.matrix))
 
+    @torch.no_grad()
+    def clip(self) -> None:
+        """The control without the division: entries stay in [0, 1], but a filter's maximum may fall below 1."""
+        self.matrix.clamp_(0, 1)
+
 
 def project(matrix: Float[Tensor, "C K"]) -> Float[Tensor, "C K"]:
     """The paper's step back into V_G: divide each filter's column by its maximum, then clip to [0, 1].
@@ -56,11 +61,11 @@ def project(matrix: Float[Tensor, "C K"]) -> Float[Tensor, "C K"]:
     return torch.where(alive | top.isnan(), scaled, one_hot)
 
 
-def density(matrix: Float[Tensor, "C K"]) -> float:
-    """L1-density ||G||_1 / (CK), in [1/C, 1] for a gate in V_G; below 1/C the program has an error, and this raises."""
+def density(matrix: Float[Tensor, "C K"], projected: bool = True) -> float:
+    """L1-density ||G||_1 / (CK), in [1/C, 1] for a projected gate; below 1/C the program has an error, and this raises."""
     C, K = matrix.shape
     value = matrix.double().abs().sum().item() / (C * K)
-    if not value >= 1 / C:  # also catches NaN
+    if projected and not value >= 1 / C:  # also catches NaN
         raise ArithmeticError(f"density {value} lies below 1/C = {1 / C}: the gate has left its feasible set")
     return value
 

@@ -1,12 +1,13 @@
 """What one training step computes, for each method: the gate, which path an epoch trains, the loss, what follows a step.
 
-A path is `standard` (all filters) or `gated` (each filter times its class's gate entry).  Evaluation always takes the standard
-path: at test time there is no label.
+A path is `standard` (all filters), `gated` (each filter times its class's gate entry), `joint` (both at once) or `skipped` (no
+training).  Evaluation always takes the standard path: at test time there is no label.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +23,7 @@ class Method:
     gate: Callable[[Recipe, Split], ClassGate | None]
     path: Callable[[Recipe, int], str]  # recipe, epoch -> the path that this epoch trains
     loss: Callable[[Recipe, str, Split, ClassGate | None, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> loss, logits
-    after_step: Callable[[ClassGate], None] | None = None  # after each step of the gated path
+    after_step: Callable[[Recipe, ClassGate], None] | None = None  # after each step that may move the gate
 
 
 def no_gate(recipe: Recipe, net: Split) -> None:
@@ -62,19 +63,63 @@ def csg_loss(recipe, path, net, gate, images, labels):
     if path == "standard":
         return cross_entropy(recipe, path, net, gate, images, labels)
     logits = net.head(gate(net.pooled(images), labels))  # gating the maps and then pooling gives the same
-    bound = density_bound(recipe.gate_density, net.num_classes, net.num_filters)
-    return F.cross_entropy(logits, labels) + recipe.gate_penalty * gate.penalty(bound), logits
+    return F.cross_entropy(logits, labels) + hinge(recipe, net, gate), logits
 
 
+def hinge(recipe: Recipe, net: Split, gate: ClassGate) -> Tensor:
+    return recipe.gate_penalty * gate.penalty(density_bound(recipe.gate_density, net.num_classes, net.num_filters))
+
+
+def project(recipe: Recipe, gate: ClassGate) -> None:
+    gate.project() if recipe.gate_projection == "max" else gate.clip()
+
+
+def skip_gated(recipe: Recipe, epoch: int) -> str:
+    """The standard epochs of CSG at their places in the schedule, the gated ones left out: the matched baseline."""
+    return "standard" if alternate(recipe, epoch) == "standard" else "skipped"
+
+
+def joint_gate(recipe: Recipe, net: Split) -> ClassGate:
+    density_bound(recipe.gate_density, net.num_classes, net.num_filters)
+    return ClassGate(net.num_classes, net.num_filters, recipe.gate_start)
+
+
+def always_joint(recipe: Recipe, epoch: int) -> str:
+    return "joint"
+
+
+def joint_loss(recipe, path, net, gate, images, labels):
+    """CE(y, y~) + CE(y, y~^G) + lambda2 ReLU(||G||_1 - g): the paper's objective, with lambda1 = 1, in every step."""
+    a = net.pooled(images)
+    logits, gated = net.head(a), net.head(gate(a, labels))
+    return F.cross_entropy(logits, labels) + F.cross_entropy(gated, labels) + hinge(recipe, net, gate), logits
+
+
+def fixed_gate(recipe: Recipe, net: Split) -> ClassGate:
+    """One class a filter, equal shares; filter k serves class k mod C, which is random since the first weights are."""
+    gate = ClassGate(net.num_classes, net.num_filters)
+    gate.matrix.data = F.one_hot(torch.arange(net.num_filters) % net.num_classes, net.num_classes).T.float()
+    gate.matrix.requires_grad_(False)
+    return gate
+
+
+def fixed_loss(recipe, path, net, gate, images, labels):
+    """CSG's without the penalty.  Shuffled, each image takes the row of the one before it: masks without meaning."""
+    if path == "standard":
+        return cross_entropy(recipe, path, net, gate, images, labels)
+    rows = labels if recipe.fixed_gate == "random" else labels.roll(1)
+    logits = net.head(gate(net.pooled(images), rows))
+    return F.cross_entropy(logits, labels), logits
+
+
+SCHEDULE = ("cycle", "warmup")
+GATE = ("gate_start", "gate_lr", "gate_momentum", "gate_penalty", "gate_density", "gate_projection")
 METHODS = {
     "standard": Method((), no_gate, always_standard, cross_entropy),
-    "csg": Method(
-        ("cycle", "warmup", "gate_start", "gate_lr", "gate_momentum", "gate_penalty", "gate_density"),
-        class_gate,
-        alternate,
-        csg_loss,
-        ClassGate.project,
-    ),
+    "matched": Method(SCHEDULE, no_gate, skip_gated, cross_entropy),
+    "csg": Method(SCHEDULE + GATE, class_gate, alternate, csg_loss, project),
+    "joint": Method(GATE, joint_gate, always_joint, joint_loss, project),
+    "fixed": Method((*SCHEDULE, "fixed_gate"), fixed_gate, alternate, fixed_loss),
 }
 
 

@@ -1,6 +1,12 @@
-"""What a readout says: accuracy, mutual information score, density.  Tensors in, numbers out; no files, no images."""
+"""What a readout says: accuracy, mutual information, density; which class owns a filter, and what removing it does.
+
+Tensors in, numbers out; no files, no images.
+"""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -55,7 +61,95 @@ def evaluate(readout: Readout) -> dict[str, float | None]:
     }
     if readout.gate is not None:
         own = cluster(readout.gate)
-        values["l1_density"] = density(readout.gate)
+        values["l1_density"] = density(readout.gate, projected=False)  # training has checked it
         values["acc2"] = masked_accuracy(readout, own[readout.logits.argmax(1)])
         values["acc3"] = masked_accuracy(readout, 1 - own[readout.labels])
     return values
+
+
+def class_means(readout: Readout) -> Float[Tensor, "C K"]:
+    """The centre of each class: mean pooled activation of every filter over the images of the class."""
+    C = readout.logits.shape[1]
+    member = F.one_hot(readout.labels, C).to(readout.features)  # (N, C)
+    return member.T @ readout.features / member.sum(0)[:, None].clamp(min=1)
+
+
+def owners(readout: Readout) -> Int[Tensor, " K"]:
+    """The class that each filter serves: its largest gate entry; without a gate, the class that excites it most."""
+    return (class_means(readout) if readout.gate is None else readout.gate).argmax(0)
+
+
+def overlap(information: Float[Tensor, "C K"], gate: Float[Tensor, "C K"] | None) -> float:
+    """Share of all the filters' information that the gate lets through, sum(G * M) / sum(M), in [0, 1].
+
+    Without a gate, the share of each filter's best class: no gate with one class a filter can let through more.
+    """
+    through = information.amax(0) if gate is None else (information * gate).sum(0)
+    return (through.sum() / information.sum()).item()
+
+
+def correlation(vectors: Float[Tensor, "K D"]) -> Float[Tensor, "K K"]:
+    """|cos| of every pair of vectors; 0 where one of them is zero."""
+    unit = F.normalize(vectors.double(), dim=1)
+    return (unit @ unit.T).abs()
+
+
+def blocks(correlation: Float[Tensor, "K K"], owners: Int[Tensor, " K"]) -> tuple[float, float]:
+    """Mean |cos| over pairs of filters of the same class and over pairs of different classes, no filter with itself."""
+    same = owners[:, None] == owners[None, :]
+    itself = torch.eye(len(owners), dtype=torch.bool, device=owners.device)
+    return correlation[same & ~itself].mean().item(), correlation[~same].mean().item()
+
+
+def most_active(readout: Readout, count: Int[Tensor, " C"]) -> Float[Tensor, "C K"]:
+    """For each class c a mask of the count[c] filters that its images excite most; a filter may stand in several rows."""
+    rank = class_means(readout).argsort(1, descending=True, stable=True).argsort(1)
+    return (rank < count[:, None]).to(readout.features)
+
+
+def random_filters(count: Int[Tensor, " C"], num_filters: int, seed: int) -> Float[Tensor, "C K"]:
+    """For each class c a mask of count[c] filters drawn without replacement."""
+    rank = torch.rand(len(count), num_filters, generator=torch.Generator().manual_seed(seed)).argsort(1).argsort(1)
+    return (rank < count[:, None]).float()
+
+
+def removal(readout: Readout, removed: Float[Tensor, "R K"]) -> Float[Tensor, "R C"]:
+    """Accuracy on the images of each class (columns) with the filters of one mask after another (rows) zeroed."""
+    C = readout.logits.shape[1]
+    member = F.one_hot(readout.labels, C).double()  # (N, C)
+    rows = []
+    for mask in removed:
+        logits = (readout.features * (1 - mask)) @ readout.weight.T + readout.bias
+        right = (logits.argmax(1) == readout.labels).double()
+        rows.append(right @ member / member.sum(0))
+    return torch.stack(rows)
+
+
+def own_and_others(accuracies: Float[Tensor, "C C"]) -> tuple[float, float]:
+    """Of a removal of every class's filters in turn: mean accuracy on the class removed, and on the other classes."""
+    C = len(accuracies)
+    own = accuracies.diagonal().mean()
+    return own.item(), ((accuracies.sum() - C * own) / (C * (C - 1))).item()
+
+
+def confusion(readout: Readout, removed: Float[Tensor, " K"]) -> Float[Tensor, "C C"]:
+    """Share of each true class's images (rows) given to each class (columns) with these filters zeroed."""
+    C = readout.logits.shape[1]
+    logits = (readout.features * (1 - removed)) @ readout.weight.T + readout.bias
+    counts = torch.bincount(readout.labels * C + logits.argmax(1), minlength=C * C).view(C, C).double()
+    return counts / counts.sum(1, keepdim=True).clamp(min=1)
+
+
+def own_share(readout: Readout) -> float:
+    """Mean over classes of the share of a class centre's activation that lies in the filters which the class owns."""
+    centre = class_means(readout)
+    own = owners(readout)[None, :] == torch.arange(len(centre), device=centre.device)[:, None]
+    return ((centre * own).sum(1) / centre.sum(1)).mean().item()
+
+
+def hoyer(features: Float[Tensor, "N K"]) -> float:
+    """Mean sparsity of the samples' features after Hoyer (2004): (sqrt K - L1 / L2) / (sqrt K - 1); 0 all equal, 1 one-hot."""
+    K = features.shape[1]
+    a = features.double()
+    ratio = a.abs().sum(1) / a.norm(dim=1).clamp(min=1e-12)
+    return ((math.sqrt(K) - ratio) / (math.sqrt(K) - 1)).mean().item()

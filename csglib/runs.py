@@ -36,7 +36,7 @@ class Recipe:
 
     dataset: str = "cifar10"  # cifar10 | cifar10-mini
     net: str = "resnet20"  # resnet20
-    method: str = "csg"  # standard | csg
+    method: str = "csg"  # standard | csg | and the controls matched, joint, fixed
     epochs: int = 30  # passes over the training images, of both paths together
     seed: int = 0  # of the first weights, the order of the images and their augmentation
     batch_size: int = 128  # images a step; an incomplete last batch is left out
@@ -51,6 +51,8 @@ class Recipe:
     gate_momentum: float = 0.9  # of the gate's SGD
     gate_penalty: float = 5e-3  # lambda2, weight of the hinge ReLU(||G||_1 - g)
     gate_density: float = 0.1  # g / (CK), where the hinge ends; at least 1/C
+    gate_projection: str = "max"  # after a step: max, divide by each filter's maximum and clip | clip, only to [0, 1]
+    fixed_gate: str = "random"  # of method fixed: random, equal shares of filters | shuffled, rows dealt to the wrong images
     precision: str = "auto"  # float32 | bfloat16 (autocast) | auto: chosen for the device and written here before training
 
     def __post_init__(self):
@@ -72,6 +74,8 @@ class Recipe:
             ("gate_momentum", 0 <= self.gate_momentum < 1, "use a number in [0, 1) such as 0.9"),
             ("gate_penalty", 0 <= self.gate_penalty < float("inf"), "use a number such as 0.005"),
             ("gate_density", 0 < self.gate_density <= 1, "use a number from 1/C, one class a filter, to 1, no pressure"),
+            ("gate_projection", self.gate_projection in ("max", "clip"), "use max or clip"),
+            ("fixed_gate", self.fixed_gate in ("random", "shuffled"), "use random or shuffled"),
             ("precision", self.precision in ("auto", "float32", "bfloat16"), "use auto, float32 or bfloat16"),
         ):
             if not ok:

@@ -58,16 +58,22 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
             path = m.path(recipe, epoch)
+            if path == "skipped":
+                history.append({"epoch": epoch, "path": path, "seconds": 0.0})
+                bar.update(steps)
+                continue
             row = train_epoch(recipe, m, epoch, path, net, gate, optimisers, dataset.train, bar)
             row |= test_row(net, gate, dataset.test, recipe.precision) | {"commit": code["commit"]}
             history.append(row)
-            if path == "gated":
+            if path in ("gated", "joint"):
                 gates.append(gate.matrix.detach().clone())
             if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)]:
                 raise Problem(
                     f"{bad[0]} of epoch {epoch} is {row[bad[0]]}: lower --lr or --gate-lr, with a new --out "
                     f"({folder} keeps the epochs before)"
                 )
+            if gates:  # before the first projection the gate is not in its feasible set
+                row["density"] = density(gates[-1], projected=recipe.gate_projection == "max")
             state.save(history, gates)
     return finish(recipe, code | {"precision_reason": reason}, out, dataset, net, gate, gates, history)
 
@@ -90,10 +96,11 @@ def train_epoch(recipe, m, epoch, path, net, gate, optimisers, images: Images, b
         loss.backward()
         weights.step()
         weights.zero_grad()
-        if path == "gated":  # the gate's optimiser and projection act on the gated path alone
+        if path != "standard":  # the gate's optimiser and projection stay out of standard epochs
             for optimiser in gates:
                 optimiser.step()
-            m.after_step(gate)
+            if m.after_step is not None:
+                m.after_step(recipe, gate)
         for optimiser in gates:
             optimiser.zero_grad()
         loss_sum += loss.detach()
@@ -123,8 +130,6 @@ def test_row(net, gate, images: Images, precision: str) -> dict:
     if gate is not None:
         gated = (readout.features * readout.gate[y]) @ readout.weight.T + readout.bias
         row |= {"test_loss_gated": F.cross_entropy(gated, y).item(), "test_accuracy_gated": accuracy(gated, y)}
-        if readout.gate.amax() == 1:  # the first projection has been made
-            row["density"] = density(readout.gate)
     return row
 
 
@@ -163,7 +168,8 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
         raise Problem("the weights leave the range of float16, in which runs are stored: lower --lr, with a new --out")
     stored = runs.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
     seconds = sum(row["seconds"] for row in history)
-    images = len(dataset.train) // recipe.batch_size * recipe.batch_size * recipe.epochs
+    trained = sum(row["path"] != "skipped" for row in history)
+    images = len(dataset.train) // recipe.batch_size * recipe.batch_size * trained
     provenance = {
         "key": recipe.key,
         "seed": recipe.seed,

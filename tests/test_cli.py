@@ -47,7 +47,7 @@ MINI = "train --dataset cifar10-mini --precision float32"
         ("train --dataset mnist", ["'mnist'", "cifar10-mini"]),
         ("train --dataset cifar10", ["data_batch_1.bin is missing", "csglib data get cifar10", "CSGLIB_DATA"]),
         (f"{MINI} --net resnet21", ["'resnet21'", "resnet20"]),
-        (f"{MINI} --method nothing", ["'nothing'", "standard, csg"]),
+        (f"{MINI} --method nothing", ["'nothing'", "standard, matched, csg"]),
         (f"{MINI} --gate-density -0.1", ["gate_density -0.1", "1/C"]),
         (f"{MINI} --gate-density 0.05", ["gate_density 0.05", "0.1"]),
         (f"{MINI} --gate-density 0.05 --out new", ["gate_density 0.05"]),

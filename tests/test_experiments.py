@@ -9,8 +9,9 @@ PAIRS = [(page, profile) for page in BOOK["pages"] for profile in BOOK["profiles
 
 @pytest.mark.parametrize("page, profile", PAIRS)
 def test_every_page_has_valid_recipes_in_every_profile(page, profile):
+    p = experiments.profile(profile)
     for name, group in experiments.recipes(page, profile).items():
-        assert [r.seed for r in group] == list(experiments.profile(profile).seeds), name
+        assert [r.seed for r in group] == ([] if name in p.leave_out else list(p.seeds)), name
         for recipe in group:
             assert recipe.key  # its precision is named
             methods.method(recipe).gate(recipe, nets.build(recipe.net, 10))
@@ -18,9 +19,26 @@ def test_every_page_has_valid_recipes_in_every_profile(page, profile):
 
 
 @pytest.mark.parametrize("page, profile", PAIRS)
-def test_a_pages_recipes_are_all_different(page, profile):
-    keys = [r.key for group in experiments.recipes(page, profile).values() for r in group]
-    assert len(keys) == len(set(keys))
+def test_two_experiments_of_a_page_share_recipes_only_where_an_ablation_costs_nothing_less(page, profile):
+    groups = experiments.recipes(page, profile)
+    alone = {name: g for name, g in groups.items() if not BOOK["experiments"][name].get("ablation")}
+    ablations = {name: g for name, g in groups.items() if name not in alone}
+    for side in (alone, ablations) if not experiments.profile(profile).ablation else (groups,):
+        keys = [r.key for group in side.values() for r in group]
+        assert len(keys) == len(set(keys))
+
+
+def test_an_ablation_changes_one_thing():
+    groups = experiments.recipes("what-matters", "short")
+    base = groups.pop("alternating")[0].changed()
+    for name, (first, *_) in groups.items():
+        changed = first.changed()
+        assert {k for k in base | changed if base.get(k) != changed.get(k)} - {"fixed_gate"} != set(), name
+        assert len({k for k in base | changed if base.get(k) != changed.get(k)} - {"fixed_gate"}) == 1, name
+
+
+def test_no_recipe_is_asked_for_twice():
+    assert len(missing := experiments.missing("training-curves", "paper", "nowhere")) == len(set(missing))
 
 
 @pytest.mark.parametrize("page", BOOK["pages"])
@@ -62,7 +80,7 @@ def test_an_unknown_profile_or_page_is_refused_with_the_choice():
 def test_a_folder_without_runs_misses_them_all(tmp_path):
     missing = experiments.missing("table1", "smoke", tmp_path)
     assert missing == [r for group in experiments.recipes("table1", "smoke").values() for r in group]
-    assert experiments.published("table1", "smoke", tmp_path) == {"std": [], "csg": []}
+    assert experiments.published("table1", "smoke", tmp_path) == {"std": [], "matched": [], "csg": []}
 
 
 def test_a_misspelt_field_of_the_file_is_refused(tmp_path, monkeypatch):

@@ -123,17 +123,70 @@ def test_standard_training_has_no_gate_and_csg_starts_it_everywhere_equal():
         {"gate_momentum": 0.5},
         {"cycle": "sg"},
         {"warmup": 1},
+        {"gate_projection": "clip"},
+        {"fixed_gate": "shuffled"},
     ],
 )
 def test_standard_training_refuses_the_options_of_the_gate(option):
     (name,) = option
     with pytest.raises(Problem, match=f"standard does not read {name}"):
         methods.method(Recipe(method="standard", **option))
-    methods.method(Recipe(method="csg", **option))
+    methods.method(Recipe(method="fixed" if name == "fixed_gate" else "csg", **option))
+
+
+def test_the_matched_baseline_trains_the_standard_epochs_of_csg_and_no_other():
+    fields = {"epochs": 11, "cycle": "sgg", "warmup": 2}
+    recipe = Recipe(method="matched", **fields)
+    trained = [methods.method(recipe).path(recipe, e) for e in range(11)]
+    csg = Recipe(**fields)
+    assert [p == "standard" for p in trained] == [methods.method(csg).path(csg, e) == "standard" for e in range(11)]
+    assert set(trained) == {"standard", "skipped"}
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.9])
+def test_the_joint_loss_is_the_sum_of_both_paths_and_the_hinge(fraction):
+    net = small_net()
+    gate = ClassGate(3, 4).double()
+    gate.matrix.data = torch.rand(3, 4, dtype=torch.float64)
+    images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
+    recipe = Recipe(method="joint", gate_density=fraction, gate_penalty=0.3)
+    loss, logits = methods.method(recipe).loss(recipe, "joint", net, gate, images, labels)
+    expected = twin_loss(net, [[1.0] * 4] * 3, images, labels.tolist(), 12, 1)
+    expected += twin_loss(net, gate.matrix.tolist(), images, labels.tolist(), fraction * 12, 0.3)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+    assert torch.allclose(logits, net(images))  # accuracy is that of the standard path
+
+
+@pytest.mark.parametrize("kind, rows", [("random", [0, 1, 2, 1, 1]), ("shuffled", [1, 0, 1, 2, 1])])
+def test_the_fixed_gate_takes_the_row_of_each_image_or_of_the_image_before_it(kind, rows):
+    net = small_net()
+    recipe = Recipe(method="fixed", fixed_gate=kind)
+    gate = methods.method(recipe).gate(recipe, net).double()
+    images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
+    loss, _ = methods.method(recipe).loss(recipe, "gated", net, gate, images, labels)
+    a = net.pooled(images) * gate.matrix.detach()[torch.tensor(rows)]
+    assert loss.item() == pytest.approx(nn.functional.cross_entropy(net.head(a), labels).item(), rel=1e-12)
+    loss.backward()
+    assert gate.matrix.grad is None
+
+
+def test_the_fixed_gate_gives_each_class_its_share_of_the_filters():
+    recipe = Recipe(method="fixed")
+    G = methods.method(recipe).gate(recipe, nets.build("resnet20", 10)).matrix
+    assert G.sum(0).tolist() == [1.0] * 64 and set(G.sum(1).tolist()) == {6.0, 7.0}
+
+
+def test_without_the_projection_entries_are_clipped_and_no_filter_is_lifted_to_one():
+    gate = ClassGate(2, 3)
+    gate.matrix.data = torch.tensor([[0.2, -0.1, 1.5], [0.1, -0.2, 0.3]])
+    methods.project(Recipe(gate_projection="clip"), gate)
+    assert gate.matrix.tolist() == [pytest.approx([0.2, 0.0, 1.0]), pytest.approx([0.1, 0.0, 0.3])]
+    methods.project(Recipe(), gate)
+    assert (gate.matrix.amax(0) == 1).all()
 
 
 def test_an_unknown_method_is_refused_with_the_choice():
-    with pytest.raises(Problem, match="'picnnn'.*standard, csg"):
+    with pytest.raises(Problem, match="'picnnn'.*standard, matched, csg, joint, fixed"):
         methods.method(Recipe(method="picnnn"))
 
 

@@ -69,6 +69,8 @@ OTHER = {
     "method": "standard",
     "lr_schedule": "steps",
     "cycle": "ssg",
+    "gate_projection": "clip",
+    "fixed_gate": "shuffled",
     "precision": "bfloat16",
 }
 

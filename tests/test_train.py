@@ -264,3 +264,35 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     with pytest.raises(Problem, match="damaged.*remove"):
         train.train(Recipe(dataset="cifar10-mini", epochs=3, precision="float32"), out)
     assert not out.exists()
+
+
+# Controls
+
+
+def test_the_matched_baseline_starts_as_csg_does_and_skips_its_gated_epochs(tiny_run):
+    fields = {"epochs": 5, "cycle": "sg"}
+    csg, matched = tiny_run(**fields), tiny_run(method="matched", **fields)
+    assert [row["path"] for row in matched.history] == ["standard", "skipped"] * 2 + ["standard"]
+    assert matched.history[0]["train_loss"] == csg.history[0]["train_loss"]  # the same images in the same order
+    assert [row["lr"] for row in matched.history[::2]] == [row["lr"] for row in csg.history[::2]]
+    assert matched.readout.gate is None
+
+
+def test_joint_training_moves_the_gate_in_every_epoch(tiny_run):
+    run = tiny_run(method="joint", cycle=Recipe.cycle, epochs=2)
+    assert [row["path"] for row in run.history] == ["joint"] * 2
+    assert run.readout.gates.shape == (2, 10, 64)
+    assert (run.readout.gate.amax(0) == 1).all() and run.readout.gate.min() < 1
+
+
+@pytest.mark.parametrize("kind", ["random", "shuffled"])
+def test_a_fixed_gate_stays_as_it_was(tiny_run, kind):
+    run = tiny_run(method="fixed", fixed_gate=kind)
+    assert run.metrics["l1_density"] == pytest.approx(0.1)
+    assert torch.equal(run.readout.gate, run.readout.gates[0])
+
+
+def test_a_gate_without_projection_may_leave_the_feasible_set_and_its_run_says_so(tiny_run):
+    run = tiny_run(gate_projection="clip", gate_penalty=0.5)
+    assert run.readout.gate.amax(0).min() < 1
+    assert run.metrics["l1_density"] == pytest.approx(run.readout.gate.mean().item())
