@@ -50,13 +50,15 @@ rule book:
         f"{DONE}/results.json",
         "_config.yml",
         "tools/assemble.py",
+        LIBRARY,
+        [folder for page in PAGES for folder in runs_of(page)],
         [str(p) for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb"],
         [str(p) for p in Path("tools/ext").glob("*.py")],
     output:
         f"{BUILD}/html/index.html",
         f"{BUILD}/results.json",
     shell:
-        f"python tools/assemble.py {BUILD} {DONE} {' '.join(PAGES)}"
+        f"python tools/assemble.py {BUILD} {PROFILE} {RUNS}"
 
 
 rule notebook:

@@ -1,21 +1,21 @@
-"""Tables and plots that pages show.  Each function takes runs or tensors and returns a figure or Markdown."""
+"""Plots that pages show.  Each function takes runs or tensors and returns a figure, in colours for all eyes."""
 
-import json
 from collections.abc import Callable
 from functools import wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from csglib.claims import schedule
-from csglib.data import ROOT
-from csglib.runs import Recipe, Run
+from csglib import metrics
+from csglib.claims import last_weights, removed_filters, responses
+from csglib.information import mutual_information
+from csglib.runs import Readout, Run
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"  # of Okabe and Ito's palette, safe for colour-blind readers
 STYLE = {
@@ -25,13 +25,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.titlesize": 9,
     "legend.frameon": False,
-}
-METRICS = {  # what a table calls each number of metrics.json
-    "accuracy": "Accuracy",
-    "mis": "MIS, nats",
-    "mis_null": "MIS, shuffled labels",
-    "mis_normalised": "MIS / H(1/C)",
-    "l1_density": "L1-density",
 }
 
 
@@ -106,69 +99,204 @@ def curves(run: Run) -> Figure:
     return fig
 
 
-def metrics_table(runs: dict[str, list[Run]], paper: dict[str, dict[str, float]]) -> Markdown:
-    """One row a metric; for each experiment ours, as mean and standard deviation over seeds, and the paper's number."""
-    table = {"": [*METRICS.values(), "runs"]}
-    for experiment, group in runs.items():
-        name, theirs = experiment.upper(), paper.get(experiment, {})
-        table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
-        table[f"{name}, paper"] = [*(spread([theirs.get(m)]) for m in METRICS), ""]
-    return markdown(pd.DataFrame(table))
+@styled
+def compare(runs: dict[str, list[Run]]) -> Figure:
+    """Test accuracy of the standard path and density of the gate, one colour an experiment and one line a seed."""
+    fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 3.9), sharex=True, height_ratios=(2, 1), layout="constrained")
+    for (name, group), color, dash in zip(runs.items(), (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
+        for i, run in enumerate(group):
+            history = pd.DataFrame(run.history)
+            label = name if i == 0 else None
+            top.plot(history["epoch"] + 1, history["test_accuracy"], dash, color=color, lw=1, label=label)
+            if "density" in history:
+                low.plot(history["epoch"] + 1, history["density"], dash, color=color, lw=1)
+    top.set(ylabel="test accuracy, standard path", ylim=(0, 1.02))
+    if any(runs.values()):
+        top.legend(loc="lower right")
+    low.set(xlabel="epoch", ylabel="density", ylim=(0, 1.02))
+    low.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return fig
 
 
-def markdown(table: pd.DataFrame) -> Markdown:
-    return Markdown(table.to_markdown(index=False, disable_numparse=True))
+@styled
+def losses(run: Run) -> Figure:
+    """Cross entropy of both paths on the test images, epoch by epoch, on a logarithmic scale; gated epochs are shaded."""
+    history = pd.DataFrame(run.history)
+    epoch = history["epoch"] + 1
+    fig, ax = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
+    for e in epoch[history["path"] == "gated"]:
+        ax.axvspan(e - 0.5, e + 0.5, color=GREY, alpha=0.12, lw=0)
+    ax.plot(epoch, history["test_loss"], color=BLUE, marker="o", ms=2.5, label="standard path")
+    ax.plot(epoch, history["test_loss_gated"], color=ORANGE, marker="s", ms=2.5, label="gated path (sees the label)")
+    ax.set(xlabel="epoch (shaded: gated)", ylabel="cross entropy, nats", yscale="log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return fig
 
 
-def spread(values: list[float | None]) -> str:
-    values = [v for v in values if v is not None]
-    if not values:
-        return "–"
-    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+def information(readout: Readout) -> Float[Tensor, "C K"]:
+    return mutual_information(readout.features, readout.labels, readout.logits.shape[1]).float()
 
 
-def trained(run: Run) -> Markdown:
-    """One sentence on how long the training took, where, and in which precision for what reason."""
-    p = run.provenance
-    return Markdown(
-        f"Trained in {p['train_seconds']:.0f} seconds on {machine(run)}, in {run.recipe.precision}: {p['precision_reason']}."
-    )
+@styled
+def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
+    """One column a network: the gate, the information M of filters and classes, and their product.
+
+    A network without a gate shows the best gate with one class a filter, that of each filter's largest information.
+    """
+    fig, axes = plt.subplots(3, len(runs), figsize=(6.4, 5), sharey=True, squeeze=False, layout="constrained")
+    for column, (name, run) in zip(axes.T, runs.items(), strict=True):
+        M = information(run.readout)
+        G = metrics.cluster(M) if run.readout.gate is None else run.readout.gate
+        order = G.argmax(0).argsort(stable=True)
+        top = np.log(len(classes)) - (1 - 1 / len(classes)) * np.log(len(classes) - 1)  # H(1/C)
+        draw_gate(column[0], G[:, order], classes)
+        im = draw_matrix(column[1], M[:, order], top)
+        draw_matrix(column[2], (G * M)[:, order], top)
+        share = metrics.overlap(M, run.readout.gate)
+        column[0].set_title(f"{name}: {'best class' if run.readout.gate is None else 'gate'}", loc="left")
+        column[1].set_title("information, nats", loc="left")
+        column[2].set_title(f"product: {share:.0%} of the information", loc="left")
+        column[2].set_xlabel("filter, sorted by class")
+        for ax in column:
+            ax.set_yticks(range(len(classes)), classes, fontsize=6)
+    fig.colorbar(im, ax=axes[1:], label="nats, up to H(1/C)", shrink=0.6)
+    return fig
 
 
-def machine(run: Run) -> str:
-    hardware = run.provenance["hardware"]
-    return hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+def draw_matrix(ax, values: Float[Tensor, "R K"], top: float = 1.0):
+    im = ax.imshow(values.numpy(), vmin=0, vmax=top, cmap="Blues", aspect="auto", interpolation="none")
+    ax.tick_params(length=0)
+    return im
 
 
-def provenance(runs: dict[str, list[Run]]) -> Markdown:
-    """Where the numbers of a page come from: each run with schedule, seed, commit, hardware, versions, time and command."""
-    rows = []
-    for run in (r for group in runs.values() for r in group):
-        p = run.provenance
-        rows.append(
-            {
-                "Run": f"`{run.recipe.name}`",
-                "Schedule": f"{schedule(run.recipe)}, seed {run.recipe.seed}, {run.recipe.precision}",
-                "Commit": f"`{(p['commit'] or 'unknown')[:8]}`" + (" (dirty)" if p["dirty"] else ""),
-                "Made with": f"{machine(run)}, torch {p['versions']['torch']}",
-                "Minutes": f"{p['train_seconds'] / 60:.1f}",
-            }
-        )
-    if not rows:
-        return Markdown("No run behind this page yet.")
-    return markdown(pd.DataFrame(rows))
+@styled
+def correlations(runs: dict[str, Run]) -> Figure:
+    """|cos| of all pairs of filters, sorted by class: of their last weights above, of their responses below."""
+    fig, axes = plt.subplots(2, len(runs), figsize=(6.4, 5.6), squeeze=False, layout="constrained")
+    for column, (name, run) in zip(axes.T, runs.items(), strict=True):
+        own = metrics.owners(run.readout)
+        order = own.argsort(stable=True)
+        edges = np.flatnonzero(np.diff(own[order])) + 0.5
+        for ax, vectors, kind in zip(column, (last_weights(run), responses(run)), ("weights", "responses"), strict=True):
+            matrix = metrics.correlation(vectors)
+            same, different = metrics.blocks(matrix, own)
+            im = draw_matrix(ax, matrix[order][:, order])
+            ax.set(aspect="equal", xticks=[], yticks=[])
+            ax.set_title(f"{name}, {kind}: {same:.2f} within, {different:.2f} between", loc="left", fontsize=8)
+            ax.hlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)
+            ax.vlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)
+    fig.colorbar(im, ax=axes, label="|cos|", shrink=0.6)
+    return fig
 
 
-def missing(recipes: list[Recipe]) -> Markdown:
-    """The commands that train what a page lacks."""
-    if not recipes:
-        return Markdown("All runs of this page are there.")
-    commands = "\n".join(recipe.command for recipe in recipes)
-    return Markdown(f"Not run yet, so not in the numbers above:\n\n```sh\n{commands}\n```")
+@styled
+def removals(accuracies: dict[str, Float[Tensor, "C C"]], classes: tuple[str, ...]) -> Figure:
+    """One heat map an entry: the class whose filters are removed (rows), accuracy on each class (columns)."""
+    fig, axes = plt.subplots(1, len(accuracies), figsize=(6.4, 3), sharey=True, squeeze=False, layout="constrained")
+    for ax, (name, values) in zip(axes[0], accuracies.items(), strict=True):
+        im = draw_matrix(ax, values)
+        ax.set_title(name, fontsize=8)
+        ax.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
+        ax.set_xlabel("accuracy on")
+    axes[0, 0].set_yticks(range(len(classes)), classes, fontsize=6)
+    axes[0, 0].set_ylabel("filters removed of")
+    fig.colorbar(im, ax=axes, label="accuracy", shrink=0.6)
+    return fig
 
 
-def third_party() -> Markdown:
-    """The metrics of the third-party ResNet-20, as tools/third_party.py measured them."""
-    measured = json.loads((ROOT / "data" / "third-party-resnet20.json").read_text())
-    row = {title: spread([measured["metrics"][metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
-    return markdown(pd.DataFrame([{"": "STD, third party", **row}]))
+@styled
+def confusions(runs: dict[str, Run], removed: Int[Tensor, " R"], classes: tuple[str, ...]) -> Figure:
+    """Confusion matrices with all filters (above) and without the filters of the removed classes (below)."""
+    fig, axes = plt.subplots(2, len(runs), figsize=(6.4, 5.8), sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for column, (name, run) in zip(axes.T, runs.items(), strict=True):
+        masks = removed_filters(run)
+        for ax, mask, title in zip(
+            column,
+            (torch.zeros_like(masks[0]), masks[removed].amax(0)),
+            ("all filters", "without " + ", ".join(classes[c] for c in removed)),
+            strict=True,
+        ):
+            im = draw_matrix(ax, metrics.confusion(run.readout, mask))
+            ax.set_title(f"{name}, {title}", loc="left", fontsize=8)
+            ax.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
+            ax.set_yticks(range(len(classes)), classes, fontsize=6)
+        column[1].set_xlabel("given to")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("images of")
+    fig.colorbar(im, ax=axes, label="share of the class's images", shrink=0.6)
+    return fig
+
+
+@styled
+def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
+    """Mean features of each class, filters sorted by the class that they serve, each network on its own scale."""
+    fig, axes = plt.subplots(len(runs), 1, figsize=(6.4, 1.9 * len(runs)), squeeze=False, layout="constrained")
+    for ax, (name, run) in zip(axes[:, 0], runs.items(), strict=True):
+        mean = metrics.class_means(run.readout)
+        im = draw_matrix(ax, mean[:, metrics.owners(run.readout).argsort(stable=True)], mean.max().item())
+        ax.set_title(f"{name}: {metrics.own_share(run.readout):.0%} of a centre lies in the class's own filters", loc="left")
+        ax.set_yticks(range(len(classes)), classes, fontsize=6)
+        fig.colorbar(im, ax=ax, label="mean activation")
+    axes[-1, 0].set_xlabel("filter, sorted by the class that it serves")
+    return fig
+
+
+@styled
+def clusters(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1500) -> Figure:
+    """The first n test images in two dimensions, by PCA (left) and t-SNE (right), each coloured by its class."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    fig, axes = plt.subplots(len(runs), 2, figsize=(6.4, 3 * len(runs) + 0.4), squeeze=False, layout="constrained")
+    for row, (name, run) in zip(axes, runs.items(), strict=True):
+        a, y = run.readout.features[:n].numpy(), run.readout.labels[:n].numpy()
+        pca = PCA(2).fit(a)
+        share = pca.explained_variance_ratio_.sum()
+        tsne = TSNE(2, init="pca", perplexity=min(30, len(a) // 4), random_state=0, n_jobs=1)
+        for ax, points, title in (
+            (row[0], pca.transform(a), f"{name}, PCA ({share:.0%} of the variance)"),
+            (row[1], tsne.fit_transform(a), f"{name}, t-SNE"),
+        ):
+            for c, label in enumerate(classes):
+                marker = "os^Dv"[c % 5]  # colour is not the only mark
+                at = points[y == c]
+                ax.scatter(at[:, 0], at[:, 1], s=4, marker=marker, color=plt.cm.tab10(c), lw=0, label=label)
+            ax.set_title(title, loc="left", fontsize=8)
+            ax.set(xticks=[], yticks=[])
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, markerscale=2)
+    return fig
+
+
+@styled
+def owned(runs: dict[str, list[Run]], classes: tuple[str, ...]) -> Figure:
+    """How many filters serve each class: one bar a class, one marker a seed."""
+    fig, axes = plt.subplots(1, len(runs), figsize=(6.4, 2.6), sharey=True, squeeze=False, layout="constrained")
+    for ax, (name, group) in zip(axes[0], runs.items(), strict=True):
+        counts = np.array([np.bincount(metrics.owners(r.readout), minlength=len(classes)) for r in group])
+        ax.bar(range(len(classes)), counts.mean(0), color=BLUE, alpha=0.35)
+        for row in counts:
+            ax.plot(range(len(classes)), row, "o", ms=3, color=BLUE)
+        ax.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        ax.set_title(name, loc="left")
+    axes[0, 0].set_ylabel("filters")
+    axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
+    return fig
+
+
+@styled
+def ablations(runs: dict[str, list[Run]], base: str) -> Figure:
+    """Accuracy and MIS of each experiment, one dot a seed; the band spans the seeds of the base."""
+    names = [name for name, group in runs.items() if group]
+    fig, axes = plt.subplots(1, 2, figsize=(6.4, 0.26 * len(names) + 0.8), sharey=True, layout="constrained")
+    for ax, metric, title in zip(axes, ("accuracy", "mis"), ("accuracy", "MIS, nats"), strict=True):
+        if values := [run.metrics[metric] for run in runs[base]]:
+            ax.axvspan(min(values), max(values), color=GREY, alpha=0.2, lw=0)
+        for i, name in enumerate(names):
+            values = [run.metrics[metric] for run in runs[name]]
+            ax.plot(values, [i] * len(values), "o", ms=4, color=ORANGE if name == base else BLUE)
+        ax.set(title=title)
+        ax.grid(axis="y", lw=0.3)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    return fig

@@ -103,7 +103,7 @@ def blocks(correlation: Float[Tensor, "K K"], owners: Int[Tensor, " K"]) -> tupl
 
 def most_active(readout: Readout, count: Int[Tensor, " C"]) -> Float[Tensor, "C K"]:
     """For each class c a mask of the count[c] filters that its images excite most; a filter may stand in several rows."""
-    rank = class_means(readout).argsort(1, descending=True, stable=True).argsort(1)
+    rank = class_means(readout).argsort(dim=1, descending=True, stable=True).argsort(1)
     return (rank < count[:, None]).to(readout.features)
 
 

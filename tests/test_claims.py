@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from fractions import Fraction
 from itertools import product
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -202,8 +204,44 @@ def test_the_papers_numbers_of_a_page_are_those_of_its_numeric_claims():
 
 def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
     judged = [judge(NUMERIC, {"csg": group("csg", 0.90, 0.92, 0.94)}), judge(ORDER, {})]
-    head, rule, number, order, _, source = claims.markdown(judged).splitlines()
+    head, rule, number, order, *_, source = claims.markdown(judged).splitlines()
     assert {line.count("|") for line in (head, rule, number, order)} == {7}
     assert "0.9200" in number and "**reproduced** (30 epochs, one cycle)" in number
-    assert NUMERIC.source in source
-    assert "+0.0020" in order and order.count("–") == 2 and "**not run here**" in order
+    assert source == "1. Table." and "source 1, tolerance 0.005" in number
+    assert "[2](#run-cifar10-resnet20-csg-30e-s1-" in number
+    assert "+0.0020" in order and order.count("–") == 3 and "**not run here**" in order
+
+
+def test_the_answer_is_one_sentence_of_the_claims_that_have_words_for_it():
+    told = dataclasses.replace(NUMERIC, answer="the accuracy is {ours:.2f}")
+    also = dataclasses.replace(ORDER, answer="and beats the other by {ours:+.3f}")
+    runs = {"csg": group("csg", 0.90, 0.92, 0.94), "std": group("standard", 0.8, 0.8, 0.8)}
+    text = claims.answer([judge(told, runs), judge(ORDER, runs), judge(also, runs)])
+    assert text == (
+        "**Over 3 seeds (30 epochs, one cycle), the accuracy is 0.92 (reproduced) and beats the other by +0.120 (reproduced).**"
+    )
+    assert claims.answer([judge(told, {}), judge(also, {})]).startswith("**Not answered yet:**")
+
+
+@pytest.fixture(scope="module")
+def bare(run):
+    """The same network as if it had no gate."""
+    other = dataclasses.replace(run)
+    object.__setattr__(other, "readout", dataclasses.replace(run.readout, gate=None, gates=None))
+    return other
+
+
+@pytest.mark.parametrize("name", claims.STATISTICS)
+def test_every_statistic_is_a_number_of_any_run(name, run, bare):
+    for each in (run, bare):
+        value = claims.STATISTICS[name](each)
+        assert isinstance(value, float) and np.isfinite(value)
+
+
+def test_the_last_weights_are_those_of_the_last_convolution(run):
+    assert torch.equal(claims.last_weights(run), run.weights["features.11.conv2.weight"].flatten(1))
+
+
+def test_without_a_gate_each_class_loses_the_seven_filters_that_excite_it_most(run, bare):
+    assert claims.removed_filters(bare).sum(1).tolist() == [7] * 10
+    assert claims.removed_filters(run).sum().item() == 64  # with one, each filter is its class's

@@ -1,8 +1,13 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix
+from sklearn.metrics.pairwise import cosine_similarity
 
 from csglib import metrics
 from csglib.runs import Readout
@@ -85,3 +90,137 @@ def test_the_normalised_score_is_a_share_of_the_entropy_of_one_class_in_c():
 def test_the_metrics_have_the_names_of_the_contract():
     names = {"accuracy", "mis", "mis_null", "mis_normalised", "l1_density", "acc1", "acc2", "acc3"}
     assert names <= set(metrics.evaluate(HAND))
+
+
+# What belongs to whom, and what removing it does: each function against loops in float64
+
+
+def drawn(seed: int, gate: bool = True, C: int = 3, K: int = 7, N: int = 40) -> Readout:
+    """A readout at random; every class has images, and some activations are exactly zero."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.rand(N, K, generator=g).sub(0.3).clamp(min=0)
+    W, b = torch.randn(C, K, generator=g), torch.randn(C, generator=g)
+    return Readout(
+        features=a,
+        logits=a @ W.T + b,
+        labels=torch.arange(N) % C,
+        weight=W,
+        bias=b,
+        gate=torch.rand(C, K, generator=g) if gate else None,
+    )
+
+
+def loop_accuracy(r: Readout, removed: list[float], c: int) -> float:
+    """Accuracy on class c with some filters zeroed, sample by sample."""
+    right = total = 0
+    for n, y in enumerate(r.labels.tolist()):
+        if y == c:
+            logits = [
+                sum(r.weight[d, k].item() * r.features[n, k].item() * (1 - removed[k]) for k in range(len(removed)))
+                + r.bias[d].item()
+                for d in range(len(r.bias))
+            ]
+            right += int(np.argmax(logits)) == c
+            total += 1
+    return right / total
+
+
+def loop_means(r: Readout) -> list[list[float]]:
+    C, K = r.weight.shape
+    return [[float(np.mean([r.features[n, k].item() for n in range(len(r.labels)) if r.labels[n] == c])) for k in range(K)]
+            for c in range(C)]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_class_means_and_the_owners_equal_loops(seed):
+    r = drawn(seed, gate=seed % 2 == 0)
+    means = loop_means(r)
+    assert metrics.class_means(r).flatten().tolist() == pytest.approx(sum(means, []), rel=1e-5)
+    table = means if r.gate is None else r.gate.tolist()
+    assert metrics.owners(r).tolist() == [int(np.argmax([row[k] for row in table])) for k in range(7)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_removal_equals_a_loop_over_samples(seed):
+    r = drawn(seed)
+    masks = metrics.cluster(r.gate)
+    expected = [[loop_accuracy(r, mask, c) for c in range(3)] for mask in masks.tolist()]
+    assert metrics.removal(r, masks).tolist() == [pytest.approx(row) for row in expected]
+
+
+def test_removing_nothing_leaves_the_accuracy_and_removing_all_leaves_the_largest_bias():
+    r = drawn(0)
+    none, everything = metrics.removal(r, torch.tensor([[0.0] * 7, [1.0] * 7]))
+    assert none.mean().item() == pytest.approx(metrics.accuracy(r.logits, r.labels), abs=0.02)  # classes of 14, 13, 13
+    assert everything.tolist() == [float(c == r.bias.argmax()) for c in range(3)]
+
+
+def test_own_and_others_part_the_diagonal_from_the_rest():
+    assert metrics.own_and_others(torch.tensor([[0.0, 1.0], [0.5, 0.25]])) == (0.125, 0.75)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_confusion_is_that_of_scikit_learn(seed):
+    r = drawn(seed)
+    removed = (torch.arange(7) < 2).float()
+    guessed = ((r.features * (1 - removed)) @ r.weight.T + r.bias).argmax(1)
+    expected = confusion_matrix(r.labels, guessed, labels=range(3), normalize="true")
+    assert np.allclose(metrics.confusion(r, removed).numpy(), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_correlation_is_scikit_learns_cosine_and_its_blocks_are_means_over_pairs(seed):
+    r = drawn(seed)
+    matrix, own = metrics.correlation(r.features.T), metrics.owners(r)
+    assert np.allclose(matrix.numpy(), abs(cosine_similarity(r.features.T.double().numpy())))
+    same, different = [], []
+    for i in range(7):
+        for j in range(7):
+            if i != j:
+                (same if own[i] == own[j] else different).append(matrix[i, j].item())
+    assert metrics.blocks(matrix, own) == pytest.approx((np.mean(same), np.mean(different)))
+
+
+def test_a_silent_filter_correlates_with_nothing():
+    assert metrics.correlation(torch.tensor([[0.0, 0.0], [1.0, 1.0]])).tolist() == [[0, 0], [0, pytest.approx(1)]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_no_gate_with_one_class_a_filter_lets_more_information_through_than_the_bound(seed):
+    g = torch.Generator().manual_seed(seed)
+    information, gate = torch.rand(3, 5, generator=g), metrics.cluster(torch.rand(3, 5, generator=g))
+    share = metrics.overlap(information, gate)
+    assert 0 <= share <= metrics.overlap(information, None) + 1e-6 <= 1 + 2e-6
+    assert share == pytest.approx(sum(information[gate[:, k].argmax(), k].item() for k in range(5)) / information.sum().item())
+    assert metrics.overlap(information, torch.ones(3, 5)) == pytest.approx(1)
+
+
+def test_the_most_active_filters_are_those_of_the_largest_class_means():
+    r = drawn(1)
+    masks = metrics.most_active(r, torch.tensor([2, 0, 7]))
+    assert masks.sum(1).tolist() == [2, 0, 7]
+    means = metrics.class_means(r)[0]
+    assert set(masks[0].nonzero().flatten().tolist()) == set(means.topk(2).indices.tolist())
+
+
+def test_random_filters_are_as_many_as_asked_and_differ_with_the_seed():
+    count = torch.tensor([3, 5, 0])
+    first, again, other = (metrics.random_filters(count, 64, seed) for seed in (0, 0, 1))
+    assert first.sum(1).tolist() == [3, 5, 0]
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_own_share_equals_a_loop(seed):
+    r = drawn(seed)
+    means, own = loop_means(r), metrics.owners(r).tolist()
+    shares = [sum(m for k, m in enumerate(means[c]) if own[k] == c) / sum(means[c]) for c in range(3)]
+    assert metrics.own_share(r) == pytest.approx(np.mean(shares), rel=1e-5)
+
+
+def test_hoyers_sparsity_runs_from_equal_to_one_hot():
+    assert metrics.hoyer(torch.ones(3, 16)) == pytest.approx(0, abs=1e-7)
+    assert metrics.hoyer(3 * torch.eye(16)) == pytest.approx(1)
+    a = torch.tensor([[3.0, 4.0, 0.0, 0.0]])
+    assert metrics.hoyer(a) == pytest.approx((2 - 7 / 5) / (2 - 1))

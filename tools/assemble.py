@@ -1,6 +1,6 @@
 """Put sources and executed notebooks together and build the book with Jupyter Book.
 
-python tools/assemble.py BUILD PAGE ...        reads BUILD/executed/PAGE.ipynb, BUILD/results.json; writes BUILD/html
+python tools/assemble.py BUILD PROFILE RUNS    reads BUILD/PROFILE/*.ipynb and results.json, the runs in RUNS; writes BUILD/html
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import claims
+from csglib import claims, experiments, tables
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -38,15 +38,38 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nb
 
 
-def assemble(build: Path, done: Path, pages: list[str]) -> int:
-    sources, work = build / "book_src", build / "jupyter-book"
+def write_results(sources: Path, results: list[dict]) -> None:
+    """The table of all claims for the index, and one section a page for the results."""
+    (sources / "_claims.md").write_text(claims.markdown(results))
+    sections = []
+    for page in dict.fromkeys(c["page"] for c in results):
+        judged = [c for c in results if c["page"] == page]
+        sections.append(f"## {{doc}}`{page}`\n\n{claims.answer(judged)}\n\n{claims.markdown(judged)}")
+    (sources / "_results.md").write_text("\n".join(sections))
+
+
+def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
+    """An entry for each run that a page reads, and copies of the files that it links to."""
+    found = {}
+    for page in experiments.book()["pages"]:
+        for group in experiments.published(page, profile, runs_folder).values():
+            found |= {run.recipe.name: run for run in group}
+    for name, run in found.items():
+        (sources / "runs" / name).mkdir(parents=True)
+        for file in tables.RECORDS:
+            shutil.copy(run.path / file, sources / "runs" / name / file)
+    (sources / "_runs.md").write_text("\n".join(tables.run_entry(found[name]) for name in sorted(found)))
+
+
+def assemble(build: Path, profile: str, runs_folder: str) -> int:
+    done, sources, work = build / profile, build / "book_src", build / "jupyter-book"
     for folder in (sources, work):
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "book", sources, ignore=shutil.ignore_patterns("*.ipynb", "*.yml~", ".ipynb_checkpoints"))
-    for page in pages:
+    for page in experiments.book()["pages"]:
         nbformat.write(clean(nbformat.read(done / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
-    results = json.loads((done / "results.json").read_text())
-    (sources / "_claims.md").write_text(claims.markdown(results))  # included by index.md
+    write_results(sources, json.loads((done / "results.json").read_text()))
+    write_runs(sources, profile, runs_folder)
 
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(sources)]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(work), "--all", "-W", "-n", "--keep-going"]
@@ -63,4 +86,4 @@ def assemble(build: Path, done: Path, pages: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(assemble(Path(sys.argv[1]).resolve(), Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(assemble(Path(sys.argv[1]).resolve(), *sys.argv[2:]))

@@ -1,0 +1,264 @@
+"""Tables and sentences that pages show.  Each function takes runs and returns Markdown."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown
+
+from csglib import claims, metrics
+from csglib.claims import schedule
+from csglib.data import ROOT
+from csglib.information import mutual_information
+from csglib.runs import Recipe, Run
+
+METRICS = {  # what a table calls each number of metrics.json
+    "accuracy": "Accuracy",
+    "mis": "MIS, nats",
+    "mis_null": "MIS, shuffled labels",
+    "mis_normalised": "MIS / H(1/C)",
+    "l1_density": "L1-density",
+}
+
+
+def markdown(table: pd.DataFrame) -> Markdown:
+    return Markdown(table.to_markdown(index=False, disable_numparse=True))
+
+
+def spread(values: list[float | None], digits: int = 4) -> str:
+    """Mean and standard deviation over seeds."""
+    values = [v for v in values if v is not None]
+    if not values:
+        return "–"
+    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[str, float]]]) -> Markdown:
+    """One row a metric; for each experiment ours, as mean and standard deviation over seeds, and what others report.
+
+    `others` maps a column's name to experiment -> metric -> value.
+    """
+    table = {"": [*METRICS.values(), "runs"]}
+    for experiment, group in runs.items():
+        name = experiment.upper()
+        table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
+        for who, values in others.items():
+            if theirs := values.get(experiment):
+                table[f"{name}, {who}"] = [*(spread([theirs.get(m)]) for m in METRICS), ""]
+    return markdown(pd.DataFrame(table))
+
+
+def statistics(rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3) -> Markdown:
+    """One row a statistic, one column an experiment: mean and standard deviation over seeds."""
+    table = {"": [*rows, "runs"]}
+    for name, group in runs.items():
+        table[name] = [*(spread([row(run) for run in group], digits) for row in rows.values()), str(len(group))]
+    return markdown(pd.DataFrame(table))
+
+
+def overlap(runs: dict[str, list[Run]], draws: int = 20) -> Markdown:
+    """How far gate and information agree, against the same gate with its filters shuffled."""
+
+    def row(run: Run) -> dict[str, float | None]:
+        r = run.readout
+        M = mutual_information(r.features, r.labels, r.logits.shape[1]).float()
+        G = metrics.cluster(metrics.class_means(r)) if r.gate is None else r.gate
+        rng = torch.Generator().manual_seed(0)
+        shuffled = [metrics.overlap(M, G[:, torch.randperm(G.shape[1], generator=rng)]) for _ in range(draws)]
+        return {
+            "Information on the filter's class (gate, or class of largest mean activation)": metrics.overlap(M, G),
+            "The same with the filters shuffled": float(np.mean(shuffled)),
+            "Information on each filter's best class, the most that is possible": metrics.overlap(M, None),
+            "Filters whose class is that of their largest information": (G.argmax(0) == M.argmax(0)).double().mean().item(),
+        }
+
+    computed = {name: [row(run) for run in group] for name, group in runs.items()}
+    titles = next((list(r) for group in computed.values() for r in group), [])
+    table = {"": titles} | {name: [spread([r[t] for r in group], 3) for t in titles] for name, group in computed.items()}
+    return markdown(pd.DataFrame(table))
+
+
+def correlation(runs: dict[str, list[Run]]) -> Markdown:
+    """Mean |cos| within and between classes, of weights and of responses."""
+
+    def block(vectors: Callable[[Run], torch.Tensor], which: int) -> Callable[[Run], float]:
+        return lambda run: metrics.blocks(metrics.correlation(vectors(run)), metrics.owners(run.readout))[which]
+
+    kinds = {"weights": claims.last_weights, "responses": claims.responses}
+    rows = {f"{kind}, {name}": block(f, i) for kind, f in kinds.items() for i, name in enumerate(("within", "between"))}
+    return statistics(rows, runs)
+
+
+def removal(runs: dict[str, list[Run]], draws: int = 10) -> Markdown:
+    """Accuracy left on the class whose filters are removed, and on the others, one class after another; and two controls."""
+    rows = []
+    for name, group in runs.items():
+        results: dict[str, list[tuple[float, float]]] = {"none": []}
+        for run in group:
+            r, masks = run.readout, claims.removed_filters(run)
+            count = masks.sum(1).long()
+            own = "its own" if r.gate is not None else f"the {int(count[0])} most active"
+            chosen = {own: [masks]}
+            chosen["as many, at random"] = [metrics.random_filters(count, masks.shape[1], seed) for seed in range(draws)]
+            if r.gate is not None:
+                chosen["as many, the most active"] = [metrics.most_active(r, count)]
+            results["none"].append((run.metrics["accuracy"],) * 2)
+            for kind, several in chosen.items():
+                pairs = [metrics.own_and_others(metrics.removal(r, m)) for m in several]
+                results.setdefault(kind, []).append(tuple(np.mean(pairs, 0)))
+        for kind, pairs in results.items():
+            left, others = zip(*pairs, strict=True) if pairs else ((), ())
+            row = {"Network": name, "Filters removed of a class": kind, "Accuracy on it": spread(list(left), 3)}
+            rows.append(row | {"On the other classes": spread(list(others), 3)})
+    return markdown(pd.DataFrame(rows))
+
+
+def clusters_alone(runs: dict[str, list[Run]]) -> Markdown:
+    """ACC1, ACC2 and ACC3 of PICNN, with each network's own classes of filters and with these shuffled."""
+
+    def acc(which: str, shuffled: bool) -> Callable[[Run], float]:
+        def value(run: Run) -> float:
+            r = run.readout
+            G = metrics.cluster(metrics.class_means(r) if r.gate is None else r.gate)
+            if shuffled:
+                G = G[:, torch.randperm(G.shape[1], generator=torch.Generator().manual_seed(0))]
+            if which == "acc2":
+                return metrics.masked_accuracy(r, G[r.logits.argmax(1)])
+            return metrics.masked_accuracy(r, 1 - G[r.labels])
+
+        return value
+
+    rows = {
+        "ACC1: all filters": lambda run: run.metrics["accuracy"],
+        "ACC2: only those of the predicted class": acc("acc2", False),
+        "ACC2 with the filters shuffled": acc("acc2", True),
+        "ACC3: all but those of the true class": acc("acc3", False),
+        "ACC3 with the filters shuffled": acc("acc3", True),
+    }
+    return statistics(rows, runs)
+
+
+def representation(runs: dict[str, list[Run]], n: int = 2000) -> Markdown:
+    """How sparse the features are, how well they separate classes, and how the filters are shared out."""
+    from sklearn.metrics import silhouette_score
+
+    def owned(run: Run) -> torch.Tensor:
+        return torch.bincount(metrics.owners(run.readout), minlength=run.readout.logits.shape[1]).double()
+
+    rows = {
+        "Hoyer sparsity of an image's features": lambda run: metrics.hoyer(run.readout.features),
+        "Share of a class centre in its own filters": lambda run: metrics.own_share(run.readout),
+        "Silhouette of the classes": lambda run: float(silhouette_score(run.readout.features[:n], run.readout.labels[:n])),
+        "Fewest filters of a class": lambda run: owned(run).min().item(),
+        "Most filters of a class": lambda run: owned(run).max().item(),
+        "Dead filters (no activation on any test image)": lambda run: (run.readout.features.amax(0) <= 0).double().sum().item(),
+    }
+    return statistics(rows, runs)
+
+
+def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
+    """One row an experiment: what its recipe changes, and what comes out."""
+    known = next((group[0].recipe.changed() for name, group in runs.items() if name == base and group), {})
+    rows = []
+    for name, group in runs.items():
+        changed = group[0].recipe.changed() if group else {}
+        words = ", ".join(f"`{k} {v}`" for k, v in changed.items() if known.get(k) != v and k != "seed")
+        row = {"": name, "Changes": "–" if name == base or not group else words}
+        for metric in ("accuracy", "mis", "l1_density", "acc2", "acc3"):
+            row[METRICS.get(metric, metric.upper())] = spread([run.metrics[metric] for run in group])
+        rows.append(row | {"Runs": str(len(group)) if group else "not run here"})
+    return markdown(pd.DataFrame(rows))
+
+
+def third_party() -> Markdown:
+    """The metrics of the third-party ResNet-20, as tools/third_party.py measured them."""
+    measured = json.loads((ROOT / "data" / "third-party-resnet20.json").read_text())
+    row = {title: spread([measured["metrics"][metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
+    return markdown(pd.DataFrame([{"": "STD, third party", **row}]))
+
+
+def trained(run: Run) -> Markdown:
+    """One sentence on how long the training took, where, and in which precision for what reason."""
+    p = run.provenance
+    return Markdown(
+        f"Trained in {p['train_seconds']:.0f} seconds on {machine(run)}, in {run.recipe.precision}: {p['precision_reason']}."
+    )
+
+
+def machine(run: Run) -> str:
+    hardware = run.provenance["hardware"]
+    return hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+
+
+def commit(run: Run) -> str:
+    p = run.provenance
+    return f"`{(p['commit'] or 'unknown')[:8]}`" + (" (dirty)" if p["dirty"] else "")
+
+
+def versions(run: Run) -> str:
+    known = run.provenance["versions"]
+    return ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "torchvision", "numpy") if known.get(name))
+
+
+def link(run: Run, words: str) -> str:
+    """To the run's entry on the page of runs, where its recipe, commit and files stand."""
+    return f"[{words}](#run-{run.recipe.name})"
+
+
+def provenance(runs: dict[str, list[Run]]) -> Markdown:
+    """The strip at the end of a page: recipe, seeds, schedule, commit, hardware, versions and time, and how to run it again."""
+    rows, commands = [], []
+    for name, group in runs.items():
+        if group:
+            rows.append(
+                {
+                    "Experiment": name,
+                    "Seeds, each a link to its run": ", ".join(link(run, str(run.recipe.seed)) for run in group),
+                    "Schedule": f"{schedule(group[0].recipe)}, {group[0].recipe.precision}",
+                    "Commit": joined(commit, group),
+                    "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
+                    "Minutes a run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
+                }
+            )
+            commands += [run.recipe.command for run in group]
+    if not rows:
+        return Markdown("No run behind this page yet.")
+    again = "\n".join(dict.fromkeys(commands))
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return Markdown(f"{table}\n\n:::{{dropdown}} Run it again\n```sh\n{again}\n```\n:::\n")
+
+
+def joined(say: Callable[[Run], str], group: list[Run]) -> str:
+    return " / ".join(dict.fromkeys(say(run) for run in group))
+
+
+def missing(recipes: list[Recipe]) -> Markdown:
+    """The commands that train what a page lacks."""
+    if not recipes:
+        return Markdown("All runs of this page are there.")
+    commands = "\n".join(recipe.command for recipe in recipes)
+    return Markdown(f"Not run yet, so not in the numbers above:\n\n```sh\n{commands}\n```")
+
+
+def run_entry(run: Run) -> str:
+    """A run's entry on the page of runs: everything that decides it and everything that came out, with its files."""
+    p, name = run.provenance, run.recipe.name
+    facts = {
+        "Recipe": ", ".join(f"`{k} {v}`" for k, v in run.recipe.changed().items()) or "all defaults",
+        "Key": f"`{p['key']}`",
+        "Schedule": f"{schedule(run.recipe)}, seed {run.recipe.seed}",
+        "Commit": f"`{p['commit'] or 'unknown'}`" + (" (dirty)" if p["dirty"] else ""),
+        "Hardware": machine(run),
+        "Versions": versions(run),
+        "Data": f"`{run.recipe.dataset}`, digest `{p['data_digest'][:16]}`",
+        "Time": f"{p['train_seconds'] / 60:.1f} minutes, {p['images_per_second']:.0f} images/s, finished {p['finished']}",
+        "Result": ", ".join(f"{title} {run.metrics[m]:.4f}" for m, title in METRICS.items() if run.metrics[m] is not None),
+        "Files": ", ".join(f"{{download}}`{f} <runs/{name}/{f}>`" for f in RECORDS),
+    }
+    table = pd.DataFrame({"": list(facts), name: list(facts.values())}).to_markdown(index=False, disable_numparse=True)
+    return f"(run-{name})=\n## {name}\n\n{table}\n\n```sh\n{run.recipe.command}\n```\n"
+
+
+RECORDS = ("recipe.json", "history.jsonl", "metrics.json", "provenance.json")  # the files of a run that a reader may open

@@ -1,0 +1,84 @@
+import re
+
+import pytest
+
+from csglib import claims, experiments, tables
+from csglib.runs import PUBLISHED, Recipe, Run
+
+NOTHING = {"acc2": None, "acc3": None, "accuracy": 0.9, "mis": 0.1, "mis_null": 0.0, "mis_normalised": 0.3, "l1_density": None}
+
+
+def fake(seed: int, accuracy: float, gpu: str | None = None) -> Run:
+    recipe = Recipe(method="standard", seed=seed, precision="float32")
+    hardware = {"gpu": gpu, "processor": "An abacus", "threads": 2}
+    provenance = {
+        "commit": "0123456789",
+        "dirty": True,
+        "versions": {"torch": "2"},
+        "train_seconds": 90.0,
+        "hardware": hardware,
+    }
+    return Run(PUBLISHED / recipe.name, recipe, NOTHING | {"accuracy": accuracy}, provenance)
+
+
+def test_the_table_gives_mean_and_deviation_over_seeds_beside_the_papers_number():
+    runs = {"std": [fake(0, 0.90), fake(1, 0.92)], "csg": []}
+    table = tables.metrics_table(runs, {"paper": {"std": {"accuracy": 0.9169}}}).data
+    accuracy = next(line for line in table.splitlines() if "Accuracy" in line)
+    assert [cell.strip() for cell in accuracy.split("|")[1:-1]] == ["Accuracy", "0.9100 ± 0.0141", "0.9169", "–"]
+    assert [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] == ["runs", "2", "", "0"]
+
+
+def test_one_run_has_no_deviation_and_none_at_all_no_number():
+    assert tables.spread([0.5]) == "0.5000"
+    assert tables.spread([None]) == tables.spread([]) == "–"
+
+
+def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run():
+    runs = {"std": [fake(0, 0.9), fake(1, 0.9, gpu="A GPU")]}
+    text = tables.provenance(runs).data
+    assert "An abacus, 2 threads / A GPU; torch 2" in text
+    assert text.count("`01234567` (dirty)") == 1 and "| 2 ± 0" in text
+    for run in runs["std"]:
+        assert f"[{run.recipe.seed}](#run-{run.recipe.name})" in text
+        assert run.recipe.command in text
+    assert "No run" in tables.provenance({"std": []}).data
+
+
+def test_missing_runs_are_listed_with_their_commands():
+    assert "csglib train --dataset cifar10 --net resnet20 --method csg --epochs 30 --seed 7" in tables.missing([
+        Recipe(seed=7, precision="float32")
+    ]).data  # fmt: skip
+    assert "are there" in tables.missing([]).data
+
+
+def test_a_runs_entry_shows_recipe_commit_data_and_command(run):
+    text = tables.run_entry(run)
+    for part in (run.provenance["commit"], run.provenance["key"], run.provenance["data_digest"][:16], run.recipe.command):
+        assert part in text
+    for name, value in run.recipe.changed().items():
+        assert f"`{name} {value}`" in text
+    assert f"(run-{run.recipe.name})=" in text
+
+
+def test_every_table_of_a_readout_holds_for_a_network_with_and_without_a_gate_and_for_none(run):
+    import dataclasses
+
+    bare = dataclasses.replace(run)
+    object.__setattr__(bare, "readout", dataclasses.replace(run.readout, gate=None, gates=None))
+    runs = {"csg": [run], "std": [bare], "none": []}
+    for table in (tables.overlap, tables.correlation, tables.removal, tables.clusters_alone, tables.representation):
+        text = table(runs).data
+        assert "nan" not in text and re.search(r"0\.\d{3}", text), table.__name__
+
+
+def test_the_ablations_say_what_they_change_and_which_are_missing():
+    text = tables.ablations({"alternating": [fake(0, 0.9)], "joint": [], "x": [fake(1, 0.8)]}, base="alternating").data
+    rows = {cells[1].strip(): [c.strip() for c in cells] for line in text.splitlines() if (cells := line.split("|"))[1:]}
+    assert rows["alternating"][2] == "–" and rows["joint"][-2] == "not run here" and rows["x"][3] == "0.8000"
+
+
+@pytest.mark.parametrize("page", [p for p, v in experiments.book()["pages"].items() if (v or {}).get("experiments")])
+def test_a_page_without_runs_has_an_answer_that_says_so(page):
+    judged = claims.of_page(page, {})
+    assert judged and "not here" in claims.answer(judged)
