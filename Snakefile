@@ -71,7 +71,7 @@ rule notebook:
         lambda wildcards: runs_of(wildcards.page),
     output:
         f"{DONE}/{{page}}.ipynb",
-    threads: 64  # as many as there are: the live page trains, and two trainings at once slow each other down
+    threads: lambda wildcards: 1 if experiments.recipes(wildcards.page, PROFILE) else 64  # the live page trains: all there are
     shell:
         f"python tools/execute.py {{wildcards.page}} {PROFILE} {RUNS} {{output}}"
 

@@ -279,6 +279,9 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
         "verdict": verdict(claim, ours, other, all(presumed(run.recipe) for run in used)),
         "runs": [run.recipe.name for run in used],
         "keys": [run.recipe.key for run in used],
+        "behind": [
+            (name, run.recipe.seed, run.recipe.name) for name, side in ((claim.of, first), (claim.over, second)) for run in side
+        ],
         "schedule": ", ".join(sorted({schedule(run.recipe) for run in used})) or None,
     }
 
@@ -314,17 +317,25 @@ def answer(judged: Sequence[dict]) -> str:
     return f"**Over {seeds} seed{'s' * (seeds > 1)} ({told[0]['schedule']}), {text}.**"
 
 
+def seeds(judged: dict) -> dict[str, list[str]]:
+    """Links to the entries of the runs behind a claim, each under its experiment by its seed."""
+    links: dict[str, list[str]] = {}
+    for of, seed, name in judged["behind"]:
+        links.setdefault(of, []).append(f"[{seed}](#run-{name})")
+    return links
+
+
 def markdown(judged: Sequence[dict]) -> str:
     """The table of claims, in Markdown."""
     sources = list(dict.fromkeys(c["source"] for c in judged if c["source"]))
-    lines = ["| Claim | Verdict | Paper | Ours | 95 % interval | Runs |", "|---|---|---|---|---|---|"]
+    lines = ["| Claim | Verdict | Paper | Ours | 95 % interval | Seeds |", "|---|---|---|---|---|---|"]
     for c in judged:
         sign = "+" if c["over"] else ""
         paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}"
         ours = "–" if c["ours"] is None else f"{c['ours']:{sign}.4f}"
         band = "–" if c["low"] is None else f"{c['low']:{sign}.4f} to {c['high']:{sign}.4f}"
         note = f" ({c['schedule']})" if c["ours"] is not None else ""
-        runs = ", ".join(f"[{i + 1}](#run-{name})" for i, name in enumerate(c["runs"])) or "–"
+        runs = "; ".join(f"{of} {', '.join(links)}" for of, links in seeds(c).items()) or "–"
         notes = [f"source {sources.index(c['source']) + 1}"] if c["source"] else []
         notes += [f"tolerance {c['tolerance']:g}"] if c["tolerance"] else []
         about = f" *({', '.join(notes)})*" if notes else ""

@@ -208,7 +208,7 @@ def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
     assert {line.count("|") for line in (head, rule, number, order)} == {7}
     assert "0.9200" in number and "**reproduced** (30 epochs, one cycle)" in number
     assert source == "1. Table." and "source 1, tolerance 0.005" in number
-    assert "[2](#run-cifar10-resnet20-csg-30e-s1-" in number
+    assert "csg [0](#run-cifar10-resnet20-csg-30e-s0-" in number and "[1](#run-cifar10-resnet20-csg-30e-s1-" in number
     assert "+0.0020" in order and order.count("–") == 3 and "**not run here**" in order
 
 

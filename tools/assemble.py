@@ -44,7 +44,8 @@ def write_results(sources: Path, results: list[dict]) -> None:
     sections = []
     for page in dict.fromkeys(c["page"] for c in results):
         judged = [c for c in results if c["page"] == page]
-        sections.append(f"## {{doc}}`{page}`\n\n{claims.answer(judged)}\n\n{claims.markdown(judged)}")
+        title = nbformat.read(sources / f"{page}.ipynb", as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        sections.append(f"## {title}\n\n{claims.answer(judged)} See {{doc}}`{page}`.\n\n{claims.markdown(judged)}")
     (sources / "_results.md").write_text("\n".join(sections))
 
 

@@ -1,0 +1,52 @@
+"""The runs under data/runs: whole, from clean commits, true to their readouts, and as good as the project promises."""
+
+import pytest
+
+from csglib import experiments, metrics, runs
+from csglib.runs import PUBLISHED
+
+FOLDERS = sorted(p.parent for p in PUBLISHED.glob("*/provenance.json"))
+SHORT = experiments.published("table1", "short")
+
+
+def test_all_of_them_fit_into_60_megabytes():
+    assert sum(f.stat().st_size for f in PUBLISHED.rglob("*") if f.is_file()) < 60e6
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_a_run_is_whole_stands_at_its_place_and_comes_from_a_clean_commit(folder):
+    run = runs.read(folder)
+    assert run.recipe.name == folder.name
+    assert run.provenance["dirty"] is False and len(run.provenance["commit"]) == 40
+    assert len(run.history) == run.recipe.epochs
+    accuracy = metrics.accuracy(run.readout.logits, run.readout.labels)
+    assert run.metrics["accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    a = run.readout
+    assert ((a.features @ a.weight.T + a.bias).argmax(1) == a.labels).double().mean() == pytest.approx(accuracy, abs=2e-4)
+    if run.recipe.method == "csg" and run.recipe.gate_projection == "max":
+        assert (a.gate.amax(0) == 1).all() and run.metrics["l1_density"] >= 0.1
+
+
+def test_every_published_run_is_asked_for_by_a_page():
+    asked = {
+        recipe.name
+        for profile in ("short", "paper")
+        for page in experiments.book()["pages"]
+        for group in experiments.recipes(page, profile).values()
+        for recipe in group
+    }
+    assert {p.name for p in FOLDERS} <= asked
+
+
+@pytest.mark.parametrize("run", [SHORT["csg"][0], SHORT["std"][0]], ids=["csg", "std"])
+def test_the_metrics_follow_from_the_readout(run):
+    assert metrics.evaluate(run.readout) == pytest.approx(run.metrics, rel=1e-9)
+
+
+def test_three_seeds_of_both_reach_what_the_short_schedule_promises():
+    std, csg = ([run.metrics for run in SHORT[name]] for name in ("std", "csg"))
+    assert len(std) >= 3 and len(csg) >= 3
+    assert all(m["accuracy"] >= 0.90 for m in std)
+    assert sum(m["accuracy"] for m in std) / len(std) - sum(m["accuracy"] for m in csg) / len(csg) <= 0.015
+    assert all(c["mis"] - s["mis"] >= 0.02 for c, s in zip(csg, std, strict=True))
+    assert all(m["l1_density"] <= 0.105 for m in csg)
