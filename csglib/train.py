@@ -276,10 +276,14 @@ def cpu_has_bfloat16() -> bool:
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
+def network(run: Run) -> nets.Split:
+    """A run's trained network."""
+    net = nets.build(run.recipe.net, len(run.readout.bias))
+    net.load_state_dict(run.weights)
+    return net.to(memory_format=torch.channels_last)
+
+
 def read_images(run: Run) -> Readout:
     """A run's readout made anew from its weights and the test images; equal to the stored one up to its rounding."""
-    dataset = data.load(run.recipe.dataset)
-    net = nets.build(run.recipe.net, len(dataset.classes))
-    net.load_state_dict(run.weights)
-    readout = read_out(net.to(memory_format=torch.channels_last), None, dataset.test)
+    readout = read_out(network(run), None, data.load(run.recipe.dataset).test)
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)

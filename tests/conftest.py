@@ -1,8 +1,13 @@
 """What several test files share.  Every test runs with the shapes and types of csglib's annotations checked."""
 
+import functools
+import http.server
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,8 @@ from csglib import data, runs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+BUILD = ROOT / "build" / "smoke"
+BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +106,58 @@ def snapshot():
         return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
     return take
+
+
+# The built book and a browser
+
+
+def snakemake(*config: str) -> subprocess.CompletedProcess:
+    command = [BIN / "snakemake", "--cores", "2", "--nolock", "--rerun-triggers", "mtime", "input", "--rerun-incomplete"]
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run([*command, "--config", *config], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The smoke profile: trains every recipe of every page on the embedded sample, executes the pages, builds the book."""
+    done = snakemake("profile=smoke", "build=build/smoke")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return BUILD / "html"
+
+
+@pytest.fixture(scope="session")
+def site(html):
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=html)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with its driver here: install Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def open_page(browser, url: str, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(url)
+    deadline = time.monotonic() + 20
+    ready = "return document.readyState == 'complete' && !document.querySelector('.math:not(:has(mjx-container))')"
+    while not browser.execute_script(ready) and time.monotonic() < deadline:
+        time.sleep(0.1)
