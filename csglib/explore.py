@@ -69,7 +69,7 @@ class Explorer:
         uid = "csg-" + hashlib.sha256((self.title + payload).encode()).hexdigest()[:10]
         controls = "".join(control_html(uid, control) for control in self.controls)
         text = (
-            f'<figure class="csg-explorer" id="{uid}" role="group" aria-label="{html.escape(self.title)}"{self.sprite()}>'
+            f'<figure class="csg-explorer" id="{uid}" aria-label="{html.escape(self.title)}"{self.sprite()}>'
             f"<style>{STYLE.read_text()}</style>"
             f'<div class="csg-controls" hidden>{controls}</div><p class="csg-note" hidden></p>'
             f'<div class="csg-view">{render(self.view(self.start()))}</div><p class="csg-status" role="status"></p>'

@@ -86,7 +86,8 @@ def render(view: dict) -> str:
         )
         wide = " csg-wide" if len(table["head"]) > 6 else ""
         parts.append(
-            f'<div class="csg-scroll" tabindex="0" role="region" aria-label="Table"><table class="csg-table{wide}">'
+            f'<div class="csg-scroll" tabindex="0" role="group" aria-label="Table, scrolls sideways">'
+            f'<table class="csg-table{wide}">'
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
     if view.get("images"):

@@ -40,7 +40,7 @@ def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[s
 
     `others` maps a column's name to experiment -> metric -> value.
     """
-    table = {"": [*METRICS.values(), "runs"]}
+    table = {"Measure": [*METRICS.values(), "runs"]}
     for experiment, group in runs.items():
         name = experiment.upper()
         table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
@@ -52,7 +52,7 @@ def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[s
 
 def statistics(rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3) -> Markdown:
     """One row a statistic, one column an experiment: mean and standard deviation over seeds."""
-    table = {"": [*rows, "runs"]}
+    table = {"Measure": [*rows, "runs"]}
     for name, group in runs.items():
         table[name] = [*(spread([row(run) for run in group], digits) for row in rows.values()), str(len(group))]
     return markdown(pd.DataFrame(table))
@@ -76,7 +76,7 @@ def overlap(runs: dict[str, list[Run]], draws: int = 20) -> Markdown:
 
     computed = {name: [row(run) for run in group] for name, group in runs.items()}
     titles = next((list(r) for group in computed.values() for r in group), [])
-    table = {"": titles} | {name: [spread([r[t] for r in group], 3) for t in titles] for name, group in computed.items()}
+    table = {"Measure": titles} | {name: [spread([r[t] for r in group], 3) for t in titles] for name, group in computed.items()}
     return markdown(pd.DataFrame(table))
 
 
@@ -165,7 +165,7 @@ def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
     for name, group in runs.items():
         changed = group[0].recipe.changed() if group else {}
         words = ", ".join(f"`{k} {v}`" for k, v in changed.items() if known.get(k) != v and k != "seed")
-        row = {"": name, "Changes": "–" if name == base or not group else words}
+        row = {"Variant": name, "Changes": "–" if name == base or not group else words}
         for metric in ("accuracy", "mis", "l1_density", "acc2", "acc3"):
             row[METRICS.get(metric, metric.upper())] = spread([run.metrics[metric] for run in group])
         rows.append(row | {"Runs": str(len(group)) if group else "not run here"})
@@ -176,7 +176,7 @@ def third_party() -> Markdown:
     """The metrics of the third-party ResNet-20, as tools/third_party.py measured them."""
     measured = json.loads((ROOT / "data" / "third-party-resnet20.json").read_text())
     row = {title: spread([measured["metrics"][metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
-    return markdown(pd.DataFrame([{"": "STD, third party", **row}]))
+    return markdown(pd.DataFrame([{"Network": "STD, third party", **row}]))
 
 
 def trained(run: Run) -> Markdown:
@@ -257,7 +257,7 @@ def run_entry(run: Run) -> str:
         "Result": ", ".join(f"{title} {run.metrics[m]:.4f}" for m, title in METRICS.items() if run.metrics[m] is not None),
         "Files": ", ".join(f"{{download}}`{f} <runs/{name}/{f}>`" for f in RECORDS),
     }
-    table = pd.DataFrame({"": list(facts), name: list(facts.values())}).to_markdown(index=False, disable_numparse=True)
+    table = pd.DataFrame({"Record": list(facts), name: list(facts.values())}).to_markdown(index=False, disable_numparse=True)
     return f"(run-{name})=\n## {name}\n\n{table}\n\n```sh\n{run.recipe.command}\n```\n"
 
 
