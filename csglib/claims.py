@@ -64,6 +64,7 @@ CLAIMS = (
     Claim(
         "accuracy-matched", "table1", "CSG classifies better than the same number of standard epochs without the gated ones.",
         "accuracy", "csg", over="matched", source=OURS,
+        answer="from that of its own standard epochs alone by {ours:+.4f}",
     ),
     Claim(
         "mis-csg", "table1", "The mutual information score of the CSG network is 0.1603 nats.",
@@ -311,10 +312,9 @@ def answer(judged: Sequence[dict]) -> str:
     told = [c for c in judged if c["answer"]]
     if not told or any(c["ours"] is None for c in told):
         return "**Not answered yet:** the runs that would tell are not here."
-    parts = [f"{c['answer'].format(ours=c['ours'])} ({c['verdict']})" for c in told]
-    seeds = min(c["n"] for c in told)
-    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + (" " if parts[-1].startswith("and ") else ", ") + parts[-1]
-    return f"**Over {seeds} seed{'s' * (seeds > 1)} ({told[0]['schedule']}), {text}.**"
+    parts = [f"{c['answer'].format(ours=c['ours'])} ({c['verdict']}, {c['n']} seed{'s' * (c['n'] > 1)})" for c in told]
+    text = ", ".join(parts).replace(", and ", " and ")
+    return f"**After {told[0]['schedule']}: {text}.**"
 
 
 def seeds(judged: dict) -> dict[str, list[str]]:

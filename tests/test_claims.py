@@ -218,7 +218,8 @@ def test_the_answer_is_one_sentence_of_the_claims_that_have_words_for_it():
     runs = {"csg": group("csg", 0.90, 0.92, 0.94), "std": group("standard", 0.8, 0.8, 0.8)}
     text = claims.answer([judge(told, runs), judge(ORDER, runs), judge(also, runs)])
     assert text == (
-        "**Over 3 seeds (30 epochs, one cycle), the accuracy is 0.92 (reproduced) and beats the other by +0.120 (reproduced).**"
+        "**After 30 epochs, one cycle: the accuracy is 0.92 (reproduced, 3 seeds) "
+        "and beats the other by +0.120 (reproduced, 3 seeds).**"
     )
     assert claims.answer([judge(told, {}), judge(also, {})]).startswith("**Not answered yet:**")
 
