@@ -86,8 +86,10 @@ def correlation(runs: dict[str, list[Run]]) -> Markdown:
     def block(vectors: Callable[[Run], torch.Tensor], which: int) -> Callable[[Run], float]:
         return lambda run: metrics.blocks(metrics.correlation(vectors(run)), metrics.owners(run.readout))[which]
 
-    kinds = {"weights": claims.last_weights, "responses": claims.responses}
-    rows = {f"{kind}, {name}": block(f, i) for kind, f in kinds.items() for i, name in enumerate(("within", "between"))}
+    rows = {}
+    for kind, vectors in (("weights", claims.last_weights), ("responses", claims.responses)):
+        rows |= {f"{kind}, within": block(vectors, 0), f"{kind}, between": block(vectors, 1)}
+        rows[f"{kind}, contrast"] = lambda run, vectors=vectors: claims.contrast(vectors, run)
     return statistics(rows, runs)
 
 
@@ -207,16 +209,19 @@ def link(run: Run, words: str) -> str:
     return f"[{words}](#run-{run.recipe.name})"
 
 
-def provenance(runs: dict[str, list[Run]]) -> Markdown:
-    """The strip at the end of a page: recipe, seeds, schedule, commit, hardware, versions and time, and how to run it again."""
+def provenance(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
+    """The strip at the end of a page: recipe, seeds, schedule, commit, hardware, versions and time, and how to run it again.
+
+    Each seed is a link to the run's entry on the page of runs, which has those that are published.
+    """
     rows, commands = [], []
     for name, group in runs.items():
         if group:
             rows.append(
                 {
                     "Experiment": name,
-                    "Seeds, each a link to its run": ", ".join(link(run, str(run.recipe.seed)) for run in group),
-                    "Schedule": f"{schedule(group[0].recipe)}, {group[0].recipe.precision}",
+                    "Seeds": ", ".join(link(run, str(run.recipe.seed)) if published else str(run.recipe.seed) for run in group),
+                    "Recipe": recipe_words(group[0].recipe),
                     "Commit": joined(commit, group),
                     "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
                     "Minutes a run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
@@ -228,6 +233,13 @@ def provenance(runs: dict[str, list[Run]]) -> Markdown:
     again = "\n".join(dict.fromkeys(commands))
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
     return Markdown(f"{table}\n\n:::{{dropdown}} Run it again\n```sh\n{again}\n```\n:::\n")
+
+
+def recipe_words(recipe: Recipe) -> str:
+    """The schedule, and what else differs from the defaults, without the seed."""
+    told = {"seed", "epochs", "dataset", "lr_schedule"}
+    rest = [f"`{name} {value}`" for name, value in recipe.changed().items() if name not in told]
+    return ", ".join([schedule(recipe), *rest])
 
 
 def joined(say: Callable[[Run], str], group: list[Run]) -> str:

@@ -42,7 +42,9 @@ def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run
     for run in runs["std"]:
         assert f"[{run.recipe.seed}](#run-{run.recipe.name})" in text
         assert run.recipe.command in text
+    assert "30 epochs, one cycle, `method standard`, `precision float32`" in text
     assert "No run" in tables.provenance({"std": []}).data
+    assert "#run-" not in tables.provenance(runs, published=False).data
 
 
 def test_missing_runs_are_listed_with_their_commands():
