@@ -8,6 +8,7 @@ The way through the library is the way through the book:
 from collections.abc import Iterable
 
 __version__ = "0.1.0"
+__all__ = ["Problem", "check_name", "gated"]
 
 
 class Problem(Exception):
@@ -17,3 +18,6 @@ class Problem(Exception):
 def check_name(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         raise Problem(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
+
+
+from csglib.nets import gated  # noqa: E402  (nets needs Problem)

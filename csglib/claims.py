@@ -21,7 +21,6 @@ import torch
 from scipy import stats
 
 from csglib import metrics, nets
-from csglib.information import mutual_information
 from csglib.runs import Recipe, Run
 
 PRESUMED = Recipe(epochs=200, lr=0.1, lr_schedule="steps", weight_decay=1e-4)  # the paper's schedule; its text gives none
@@ -154,8 +153,7 @@ CLAIMS = (
 
 
 def information_overlap(run: Run) -> float:
-    r = run.readout
-    return metrics.overlap(mutual_information(r.features, r.labels, r.logits.shape[1]).float(), r.gate)
+    return metrics.overlap(metrics.information(run.readout), run.readout.gate)
 
 
 def contrast(vectors: Callable[[Run], torch.Tensor], run: Run) -> float:
@@ -180,7 +178,7 @@ def removed_filters(run: Run) -> torch.Tensor:
     """Row c masks the filters of class c: those that it owns; without a gate the K/C, rounded up, that it excites most."""
     C, K = run.readout.weight.shape
     if run.readout.gate is not None:
-        return metrics.cluster(run.readout.gate)
+        return metrics.own_filters(run.readout)
     return metrics.most_active(run.readout, torch.full((C,), math.ceil(K / C)))
 
 

@@ -18,7 +18,7 @@ class Profile:
     train: bool  # whether missing runs are trained, or left out of the pages
     seeds: tuple[int, ...]
     recipe: dict  # the fields that all its recipes share
-    ablation: dict  # those that its ablations have beside, to cost less
+    kinds: dict[str, dict]  # those that experiments of a kind have beside, and their own seeds
     leave_out: tuple[str, ...]  # experiments that it does without
 
 
@@ -34,7 +34,7 @@ def profile(name: str) -> Profile:
     values = profiles[name]
     base = profiles[values["like"]] if "like" in values else values
     return Profile(
-        name, values["train"], tuple(base["seeds"]), base["recipe"], base.get("ablation", {}), tuple(base.get("leave_out", ()))
+        name, values["train"], tuple(base["seeds"]), base["recipe"], base.get("kinds", {}), tuple(base.get("leave_out", ()))
     )
 
 
@@ -48,8 +48,9 @@ def recipes(page: str, profile_name: str) -> dict[str, list[Recipe]]:
             groups[name] = []
             continue
         own = dict(table["experiments"][name])
-        shared = p.recipe | (p.ablation if own.pop("ablation", False) else {})
-        groups[name] = [Recipe.from_dict(shared | own | {"seed": seed}, str(FILE)) for seed in p.seeds]
+        kind = dict(p.kinds.get(own.pop("kind", None), {}))
+        seeds = kind.pop("seeds", p.seeds)
+        groups[name] = [Recipe.from_dict(p.recipe | kind | own | {"seed": seed}, str(FILE)) for seed in seeds]
     return groups
 
 

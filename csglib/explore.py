@@ -156,10 +156,7 @@ def trained_density(runs: dict[str, Run], classes: tuple[str, ...], n: int = 100
 
 def remove_classes(runs: dict[str, Run], classes: tuple[str, ...], n: int = 2000) -> Explorer:
     """Tick classes whose filters are switched off; a network without a gate owns filters by mean activation."""
-    gates = {
-        name: (run, metrics.cluster(metrics.class_means(run.readout) if run.readout.gate is None else run.readout.gate))
-        for name, run in runs.items()
-    }
+    gates = {name: (run, metrics.own_filters(run.readout)) for name, run in runs.items()}
     controls = (
         Control("gate", "choice", "Network", tuple(gates)),
         Control("removed", "checks", "Switch off the filters of", classes),
@@ -199,7 +196,7 @@ def one_filter(run: Run, classes: tuple[str, ...], images: Images, n: int = 2000
     best = features.argsort(dim=0, descending=True, stable=True)[:top].T  # (K, top)
     shown = best.unique()
     place = {int(i): j for j, i in enumerate(shown)}
-    gate = responses(run) if r.gate is None else r.gate
+    gate = normalised_means(run) if r.gate is None else r.gate
     data = gated_data({"": (run, gate)}, classes, n) | {
         "means": metrics.class_means(r).numpy().astype(np.float32),
         "best": np.array([[place[int(i)] for i in row] for row in best], dtype=np.uint16),
@@ -215,7 +212,7 @@ def one_filter(run: Run, classes: tuple[str, ...], images: Images, n: int = 2000
     return Explorer("One filter", caption, "filter", (Control("filter", "range", "Filter", levels),), data)
 
 
-def responses(run: Run) -> torch.Tensor:
+def normalised_means(run: Run) -> torch.Tensor:
     """Mean activation by class, each filter divided by its largest: a matrix like a gate for a network that has none."""
     means = metrics.class_means(run.readout)
     return means / means.amax(0).clamp(min=1e-12)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from csglib import metrics
 from csglib.claims import last_weights, removed_filters, responses
-from csglib.information import mutual_information
-from csglib.runs import Readout, Run
+from csglib.information import entropy
+from csglib.runs import Run
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"  # of Okabe and Ito's palette, safe for colour-blind readers
 STYLE = {
@@ -58,8 +58,13 @@ def gate_film(gates: Float[Tensor, "T C K"], classes: tuple[str, ...], shown: in
 
 
 def draw_gate(ax, gate: Float[Tensor, "C K"], classes: tuple[str, ...]):
-    im = ax.imshow(gate.numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="none")
+    im = draw_matrix(ax, gate)
     ax.set_yticks(range(len(classes)), classes, fontsize=6)
+    return im
+
+
+def draw_matrix(ax, values: Float[Tensor, "R K"], top: float = 1.0):
+    im = ax.imshow(values.numpy(), vmin=0, vmax=top, cmap="Blues", aspect="auto", interpolation="none")
     ax.tick_params(length=0)
     return im
 
@@ -85,8 +90,7 @@ def curves(run: Run) -> Figure:
     epoch = history["epoch"] + 1
     fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 3.6), sharex=True, height_ratios=(2, 1), layout="constrained")
     for ax in (top, low):
-        for e in epoch[history["path"] == "gated"]:
-            ax.axvspan(e - 0.5, e + 0.5, color=GREY, alpha=0.12, lw=0)
+        shade_gated(ax, history)
     top.plot(epoch, history["test_accuracy"], color=BLUE, marker="o", ms=2.5, label="standard path")
     if "test_accuracy_gated" in history:
         top.plot(epoch, history["test_accuracy_gated"], color=ORANGE, marker="s", ms=2.5, label="gated path (sees the label)")
@@ -97,6 +101,11 @@ def curves(run: Run) -> Figure:
     low.set(xlabel="epoch (shaded: gated)", ylabel="density", ylim=(0, 1.02))
     low.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
+
+
+def shade_gated(ax, history: pd.DataFrame) -> None:
+    for e in history["epoch"][history["path"] == "gated"] + 1:
+        ax.axvspan(e - 0.5, e + 0.5, color=GREY, alpha=0.12, lw=0)
 
 
 @styled
@@ -124,18 +133,13 @@ def losses(run: Run) -> Figure:
     history = pd.DataFrame(run.history)
     epoch = history["epoch"] + 1
     fig, ax = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
-    for e in epoch[history["path"] == "gated"]:
-        ax.axvspan(e - 0.5, e + 0.5, color=GREY, alpha=0.12, lw=0)
+    shade_gated(ax, history)
     ax.plot(epoch, history["test_loss"], color=BLUE, marker="o", ms=2.5, label="standard path")
     ax.plot(epoch, history["test_loss_gated"], color=ORANGE, marker="s", ms=2.5, label="gated path (sees the label)")
     ax.set(xlabel="epoch (shaded: gated)", ylabel="cross entropy, nats", yscale="log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return fig
-
-
-def information(readout: Readout) -> Float[Tensor, "C K"]:
-    return mutual_information(readout.features, readout.labels, readout.logits.shape[1]).float()
 
 
 @styled
@@ -146,10 +150,10 @@ def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figu
     """
     fig, axes = plt.subplots(3, len(runs), figsize=(6.4, 5), sharey=True, squeeze=False, layout="constrained")
     for column, (name, run) in zip(axes.T, runs.items(), strict=True):
-        M = information(run.readout)
+        M = metrics.information(run.readout)
         G = metrics.cluster(M) if run.readout.gate is None else run.readout.gate
         order = G.argmax(0).argsort(stable=True)
-        top = np.log(len(classes)) - (1 - 1 / len(classes)) * np.log(len(classes) - 1)  # H(1/C)
+        top = entropy(1 / len(classes))
         draw_gate(column[0], G[:, order], classes)
         im = draw_matrix(column[1], M[:, order], top)
         draw_matrix(column[2], (G * M)[:, order], top)
@@ -162,12 +166,6 @@ def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figu
             ax.set_yticks(range(len(classes)), classes, fontsize=6)
     fig.colorbar(im, ax=axes[1:], label="nats, up to H(1/C)", shrink=0.6)
     return fig
-
-
-def draw_matrix(ax, values: Float[Tensor, "R K"], top: float = 1.0):
-    im = ax.imshow(values.numpy(), vmin=0, vmax=top, cmap="Blues", aspect="auto", interpolation="none")
-    ax.tick_params(length=0)
-    return im
 
 
 @styled

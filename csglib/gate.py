@@ -1,11 +1,14 @@
-"""The Class-Specific Gate of Liang et al. (ECCV 2020): which filter may fire for which class.
+"""The gates: matrices with one row per class and one column per filter, which say which filter may fire for which class.
 
-G is a matrix with one row per class and one column per filter.  On the gated path, filter k of an image of class y is
+`ClassGate` is the Class-Specific Gate of Liang et al. (ECCV 2020).  On the gated path, filter k of an image of class y is
 multiplied by G[y, k].  The feasible set of the paper is
 
     V_G = { G in [0, 1]^(C x K) : max_c G[c, k] = 1 for every filter k },
 
 so that every filter serves at least one class fully, and K <= ||G||_1 <= CK.
+
+`SampledGate` is the correspondence matrix of PICNN (Guo et al., AAAI 2024): every filter has a distribution over the classes,
+from which its membership in the cluster of a class is drawn anew for each image.
 """
 
 import torch
@@ -47,6 +50,34 @@ class ClassGate(nn.Module):
         self.matrix.clamp_(0, 1)
 
 
+class SampledGate(nn.Module):
+    """PICNN's P = softmax(theta) over classes, uniform up to a little noise at the start; columns sum to 1."""
+
+    def __init__(self, num_classes: int, num_filters: int):
+        super().__init__()
+        self.theta = nn.Parameter(torch.rand(num_classes, num_filters).softmax(0))
+
+    @property
+    def matrix(self) -> Float[Tensor, "C K"]:
+        return self.theta.softmax(0)
+
+    def forward(self, a: Float[Tensor, "N K"], logits: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N K"], Int[Tensor, " N"]]:
+        """Pooled features times drawn masks, and the drawn classes.
+
+        The class of an image is drawn from the network's own softmax, not from its label; each filter then belongs to the
+        cluster of that class with probability P.  Both draws pass their gradients straight through, in float32.
+        """
+        s = logits.float().softmax(1)
+        z = torch.multinomial(s, 1).squeeze(1)
+        q = (straight_through(F.one_hot(z, s.shape[1]).float(), s) @ self.matrix).clamp(0, 1)
+        return a * straight_through(torch.bernoulli(q), q).to(a.dtype), z
+
+
+def straight_through(drawn: Tensor, probability: Tensor) -> Tensor:
+    """The values of what was drawn, exactly, with the gradient of its probability (Bengio et al. 2013)."""
+    return drawn + (probability - probability.detach())
+
+
 def project(matrix: Float[Tensor, "C K"]) -> Float[Tensor, "C K"]:
     """The paper's step back into V_G: divide each filter's column by its maximum, then clip to [0, 1].
 
@@ -68,6 +99,12 @@ def density(matrix: Float[Tensor, "C K"], projected: bool = True) -> float:
     if projected and not value >= 1 / C:  # also catches NaN
         raise ArithmeticError(f"density {value} lies below 1/C = {1 / C}: the gate has left its feasible set")
     return value
+
+
+def sharpness(matrix: Float[Tensor, "C K"]) -> float:
+    """Mean over filters of the largest share that one class has in the filter's entries: 1/C if uniform, 1 if one-hot."""
+    m = matrix.double()
+    return (m.amax(0) / m.sum(0).clamp(min=1e-12)).mean().item()
 
 
 def density_bound(fraction: float, num_classes: int, num_filters: int) -> float:

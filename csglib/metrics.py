@@ -4,13 +4,14 @@ Tensors in, numbers out; no files, no images.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from csglib.gate import density
+from csglib.gate import density, sharpness
 from csglib.information import entropy, mutual_information
 from csglib.runs import Readout
 
@@ -41,13 +42,27 @@ def masked_accuracy(readout: Readout, mask: Float[Tensor, "N K"]) -> float:
     return accuracy((readout.features * mask) @ readout.weight.T + readout.bias, readout.labels)
 
 
-def evaluate(readout: Readout) -> dict[str, float | None]:
-    """All metrics of one readout; those that need a gate are None without one.
+def clusters(
+    readout: Readout, gate: Float[Tensor, "C K"], mask: Literal["hard", "expected", "sampled"] = "hard", seed: int = 0
+) -> tuple[float, float]:
+    """PICNN's ACC2 and ACC3: only the cluster of the class that the network predicts; all but that of the true class.
 
-    acc1, acc2, acc3 after PICNN, made deterministic: all filters; only the cluster of the class that the network
-    predicts; all but the cluster of the true class (low where a class depends on its own filters).
+    ACC3 is low where a class depends on its own filters.  A cluster is, by `mask`: hard, the filters whose largest entry is
+    the class's; expected, every filter times its entry; sampled, each filter drawn for each image with its entry's probability.
     """
-    C = readout.logits.shape[1]
+    rows = cluster(gate) if mask == "hard" else gate
+    generator = torch.Generator().manual_seed(seed)
+
+    def masks(classes: Int[Tensor, " N"]) -> Float[Tensor, "N K"]:
+        return torch.bernoulli(rows[classes], generator=generator) if mask == "sampled" else rows[classes]
+
+    acc2 = masked_accuracy(readout, masks(readout.logits.argmax(1)))
+    return acc2, masked_accuracy(readout, 1 - masks(readout.labels))
+
+
+def evaluate(readout: Readout) -> dict[str, float | None]:
+    """All metrics of one readout; those that need a gate are None without one.  Clusters are hard, so nothing is drawn."""
+    C = len(readout.bias)
     score = mis(readout.features, readout.labels, C)
     values = {
         "accuracy": accuracy(readout.logits, readout.labels),
@@ -55,28 +70,38 @@ def evaluate(readout: Readout) -> dict[str, float | None]:
         "mis_null": mis_null(readout.features, readout.labels, C),
         "mis_normalised": score / entropy(1 / C),
         "l1_density": None,
+        "sharpness": None,
         "acc1": accuracy(readout.logits, readout.labels),
         "acc2": None,
         "acc3": None,
     }
     if readout.gate is not None:
-        own = cluster(readout.gate)
         values["l1_density"] = density(readout.gate, projected=False)  # training has checked it
-        values["acc2"] = masked_accuracy(readout, own[readout.logits.argmax(1)])
-        values["acc3"] = masked_accuracy(readout, 1 - own[readout.labels])
+        values["sharpness"] = sharpness(readout.gate)
+        values["acc2"], values["acc3"] = clusters(readout, readout.gate)
     return values
 
 
 def class_means(readout: Readout) -> Float[Tensor, "C K"]:
     """The centre of each class: mean pooled activation of every filter over the images of the class."""
-    C = readout.logits.shape[1]
+    C = len(readout.bias)
     member = F.one_hot(readout.labels, C).to(readout.features)  # (N, C)
     return member.T @ readout.features / member.sum(0)[:, None].clamp(min=1)
 
 
+def own_filters(readout: Readout) -> Float[Tensor, "C K"]:
+    """Each filter given to one class: that of its largest gate entry; without a gate, that whose images excite it most."""
+    return cluster(class_means(readout) if readout.gate is None else readout.gate)
+
+
 def owners(readout: Readout) -> Int[Tensor, " K"]:
-    """The class that each filter serves: its largest gate entry; without a gate, the class that excites it most."""
-    return (class_means(readout) if readout.gate is None else readout.gate).argmax(0)
+    """The class that owns each filter."""
+    return own_filters(readout).argmax(0)
+
+
+def information(readout: Readout) -> Float[Tensor, "C K"]:
+    """I(a_k ; 1[y = c]) in nats, of every filter about every class."""
+    return mutual_information(readout.features, readout.labels, len(readout.bias)).float()
 
 
 def overlap(information: Float[Tensor, "C K"], gate: Float[Tensor, "C K"] | None) -> float:
@@ -115,7 +140,7 @@ def random_filters(count: Int[Tensor, " C"], num_filters: int, seed: int) -> Flo
 
 def removal(readout: Readout, removed: Float[Tensor, "R K"]) -> Float[Tensor, "R C"]:
     """Accuracy on the images of each class (columns) with the filters of one mask after another (rows) zeroed."""
-    C = readout.logits.shape[1]
+    C = len(readout.bias)
     member = F.one_hot(readout.labels, C).double()  # (N, C)
     rows = []
     for mask in removed:
@@ -134,7 +159,7 @@ def own_and_others(accuracies: Float[Tensor, "C C"]) -> tuple[float, float]:
 
 def confusion(readout: Readout, removed: Float[Tensor, " K"]) -> Float[Tensor, "C C"]:
     """Share of each true class's images (rows) given to each class (columns) with these filters zeroed."""
-    C = readout.logits.shape[1]
+    C = len(readout.bias)
     logits = (readout.features * (1 - removed)) @ readout.weight.T + readout.bias
     counts = torch.bincount(readout.labels * C + logits.argmax(1), minlength=C * C).view(C, C).double()
     return counts / counts.sum(1, keepdim=True).clamp(min=1)

@@ -1,8 +1,11 @@
 """Networks split where the gate sits: `features` gives maps (N, K, H, W), `head` is linear on their spatial mean.
 
 Images enter as floats in [0, 1]; normalisation is the network's first step, so that attacks and saliency work in pixels.
+`resnet20` is built for CIFAR; `gated` cuts any network of torchvision, or one like it, after a layer of its.
 """
 
+import copy
+import math
 from pathlib import Path
 
 import torch
@@ -10,10 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from csglib import check_name
+from csglib import Problem, check_name
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, channel by channel, in [0, 1]
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Split(nn.Module):
@@ -22,6 +27,7 @@ class Split(nn.Module):
     def __init__(self, features: nn.Module, head: nn.Linear, mean=CIFAR10_MEAN, std=CIFAR10_STD):
         super().__init__()
         self.features, self.head = features, head
+        self.mask = nn.Identity()  # ICNN's spatial mask takes this place
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -38,7 +44,7 @@ class Split(nn.Module):
 
     def pooled(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K"]:
         """Spatial mean of each filter's map.  Gating commutes with it, so the gate multiplies these N x K numbers."""
-        return self.maps(images).mean((2, 3))
+        return self.mask(self.maps(images)).mean((2, 3))
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
         return self.head(self.pooled(images))
@@ -83,8 +89,80 @@ NETS = {"resnet20": resnet20}
 
 
 def build(name: str, num_classes: int) -> Split:
-    check_name("net", name, NETS)
-    return NETS[name](num_classes)
+    """A network by the recipe's name for it, with fresh weights."""
+    if "@" not in name:
+        check_name("net", name, NETS)
+        return NETS[name](num_classes)
+    import torchvision.models
+
+    family, layer = name.split("@", 1)
+    check_name("network of torchvision", family, torchvision.models.list_models(torchvision.models))
+    return gated(torchvision.models.get_model(family), layer, num_classes)
+
+
+def gated(network: nn.Module, layer: str, num_classes: int | None = None, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Split:
+    """Cut a network after a named layer, where a gate can sit: its maps, their spatial mean, a linear head.
+
+    The layer is a module's name or a node's of torch.fx, its output (N, K, H, W), or (N, 1 + HW, K) in a vision transformer,
+    whose class token is left out.  With `num_classes` the head is new; without, it is the network's own, which must be linear
+    on the spatial mean of that layer.  mean and std normalise images in [0, 1].  The network itself stays as it is.
+    """
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    names = get_graph_node_names(network, suppress_diff_warning=True)[1]  # of the graph in eval mode
+    if not any(name == layer or name.startswith(layer + ".") for name in names):
+        shown = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
+        raise Problem(f"the network has no layer {layer!r}: it has {', '.join(shown)}, and what these contain")
+    cut = create_feature_extractor(copy.deepcopy(network), {layer: "maps"}, suppress_diff_warning=True)
+    features = nn.Sequential(cut, Maps(layer))
+
+    size = getattr(network, "image_size", 224)  # a vision transformer takes no other
+    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pooled = features.eval()(probe).mean((2, 3))
+    K = pooled.shape[1]
+    features.train(network.training)
+    if num_classes is not None:
+        return Split(features, nn.Linear(K, num_classes), mean, std)
+    if (head := own_head(network, probe, pooled)) is None:
+        raise Problem(
+            f"the network's own head is not linear on the spatial mean of {layer!r}, and a gate needs that: give num_classes "
+            "for a new head, or name the last layer before the average pooling"
+        )
+    return Split(features, head, mean, std)
+
+
+@torch.no_grad()
+def own_head(network: nn.Module, probe: Float[Tensor, "1 3 H W"], pooled: Float[Tensor, "1 K"]) -> nn.Linear | None:
+    """The network's last linear layer, if it computes the logits from these features; None if not.
+
+    Tried on a copy with other weights in that layer, as those of a fresh network may be zero.
+    """
+    trial = copy.deepcopy(network).eval()
+    linear = [m for m in trial.modules() if isinstance(m, nn.Linear)][-1:]
+    if not linear or linear[0].in_features != pooled.shape[1]:
+        return None
+    linear[0].weight.normal_()
+    same = torch.allclose(linear[0](pooled), trial(probe), 1e-3, 1e-4)
+    return copy.deepcopy([m for m in network.modules() if isinstance(m, nn.Linear)][-1]) if same else None
+
+
+class Maps(nn.Module):
+    """What a feature extractor gives, as maps; the tokens of a vision transformer as maps of its patches."""
+
+    def __init__(self, layer: str):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, out: dict[str, Tensor]) -> Float[Tensor, "N K h w"]:
+        x = out["maps"]
+        if x.ndim == 3:
+            side = math.isqrt(x.shape[1] - 1)
+            if side * side == x.shape[1] - 1:
+                return x[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        if x.ndim != 4:
+            raise Problem(f"layer {self.layer!r} gives {tuple(x.shape)}, not maps (N, K, H, W): choose an earlier layer")
+        return x
 
 
 def resnet20_of_akamaster(path: Path | str) -> Split:

@@ -25,7 +25,8 @@ from torch import Tensor
 from csglib import Problem
 from csglib.data import ROOT, digest
 
-FORMAT = 1  # of the run folder; a folder of another format is refused
+FORMAT = 2  # of the run folder: 1 also stored the logits, which follow from the rest
+READABLE = (1, 2)
 PUBLISHED = ROOT / "data" / "runs"
 FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetensors", "metrics.json")
 
@@ -35,8 +36,8 @@ class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
     dataset: str = "cifar10"  # cifar10 | cifar10-mini
-    net: str = "resnet20"  # resnet20
-    method: str = "csg"  # standard | csg | and the controls matched, joint, fixed
+    net: str = "resnet20"  # resnet20, or NAME@LAYER: a network of torchvision cut after that layer, such as resnet18@layer4
+    method: str = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: int = 30  # passes over the training images, of both paths together
     seed: int = 0  # of the first weights, the order of the images and their augmentation
     batch_size: int = 128  # images a step; an incomplete last batch is left out
@@ -53,6 +54,12 @@ class Recipe:
     gate_density: float = 0.1  # g / (CK), where the hinge ends; at least 1/C
     gate_projection: str = "max"  # after a step: max, divide by each filter's maximum and clip | clip, only to [0, 1]
     fixed_gate: str = "random"  # of method fixed: random, equal shares of filters | shuffled, rows dealt to the wrong images
+    picnn_weight: float = 2.0  # lambda of PICNN's interpretation loss
+    theta_lr: float = 1e-3  # Adam's learning rate of PICNN's matrix, constant
+    theta_decay: float = 1e-4  # its weight decay, which pulls towards the uniform matrix
+    correspondence: str = "learned"  # PICNN's matrix: learned | random, one class a filter, fixed
+    template_weight: float = 1e-6  # of ICNN's filter loss in the first epoch; in epoch e divided by e
+    holdout: int = 0  # last training images, set apart and read out in place of the test images: for choices
     precision: str = "auto"  # float32 | bfloat16 (autocast) | auto: chosen for the device and written here before training
 
     def __post_init__(self):
@@ -76,6 +83,12 @@ class Recipe:
             ("gate_density", 0 < self.gate_density <= 1, "use a number from 1/C, one class a filter, to 1, no pressure"),
             ("gate_projection", self.gate_projection in ("max", "clip"), "use max or clip"),
             ("fixed_gate", self.fixed_gate in ("random", "shuffled"), "use random or shuffled"),
+            ("picnn_weight", 0 <= self.picnn_weight < float("inf"), "use a number such as 2"),
+            ("theta_lr", 0 <= self.theta_lr < float("inf"), "use a number such as 0.001"),
+            ("theta_decay", 0 <= self.theta_decay < float("inf"), "use 0 or a small number such as 0.0001"),
+            ("correspondence", self.correspondence in ("learned", "random"), "use learned or random"),
+            ("template_weight", 0 <= self.template_weight < float("inf"), "use a number such as 1e-6"),
+            ("holdout", self.holdout >= 0, "use 0, or a number of images such as 5000"),
             ("precision", self.precision in ("auto", "float32", "bfloat16"), "use auto, float32 or bfloat16"),
         ):
             if not ok:
@@ -129,12 +142,16 @@ class Readout:
     """What analysis needs and images are not: the network's last layers on every test image, in float32, eval mode."""
 
     features: Float[Tensor, "N K"]  # spatial mean of each filter's map, ungated
-    logits: Float[Tensor, "N C"]  # of the standard path
     labels: Int[Tensor, " N"]
     weight: Float[Tensor, "C K"]  # of the linear head
     bias: Float[Tensor, " C"]
     gate: Float[Tensor, "C K"] | None = None  # none for methods without
     gates: Float[Tensor, "T C K"] | None = None  # the gate after each gated epoch, oldest first
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "N C"]:
+        """Of the standard path."""
+        return self.features @ self.weight.T + self.bias
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: t for f in dataclasses.fields(self) if (t := getattr(self, f.name)) is not None}
@@ -170,8 +187,10 @@ def read(path: Path | str) -> Run:
         raise Problem(f"{path} is not a finished run (no provenance.json): train one with `csglib train --out {path}`")
     again = "restore it with git, or train the run again into a new folder"
     provenance = read_json(path / "provenance.json", again)
-    if provenance.get("format") != FORMAT:
-        raise Problem(f"{path} has run format {provenance.get('format')}, this csglib reads {FORMAT}: train the run again")
+    if provenance.get("format") not in READABLE:
+        raise Problem(
+            f"{path} has run format {provenance.get('format')}, this csglib reads up to {FORMAT}: train the run again"
+        )
     sums = provenance.get("sha256")
     if not isinstance(sums, dict):
         raise Problem(f"{path / 'provenance.json'} was altered after the run (it holds no digests): {again}")
@@ -265,6 +284,7 @@ def pack(readout: Readout) -> dict[str, Tensor]:
 
 def unpack(stored: dict[str, Tensor]) -> Readout:
     stored = dict(stored)
+    stored.pop("logits", None)  # of format 1
     low, span = stored.pop("low"), stored.pop("span")
     q = stored.pop("features").to(torch.float64) / 65535
     return Readout(features=(low + span * q * q).float(), **(stored | {"labels": stored["labels"].long()}))

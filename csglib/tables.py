@@ -11,7 +11,6 @@ from IPython.display import Markdown
 from csglib import claims, metrics
 from csglib.claims import schedule
 from csglib.data import ROOT
-from csglib.information import mutual_information
 from csglib.runs import Recipe, Run
 
 METRICS = {  # what a table calls each number of metrics.json
@@ -63,8 +62,8 @@ def overlap(runs: dict[str, list[Run]], draws: int = 20) -> Markdown:
 
     def row(run: Run) -> dict[str, float | None]:
         r = run.readout
-        M = mutual_information(r.features, r.labels, r.logits.shape[1]).float()
-        G = metrics.cluster(metrics.class_means(r)) if r.gate is None else r.gate
+        M = metrics.information(r)
+        G = metrics.own_filters(r) if r.gate is None else r.gate
         rng = torch.Generator().manual_seed(0)
         shuffled = [metrics.overlap(M, G[:, torch.randperm(G.shape[1], generator=rng)]) for _ in range(draws)]
         return {
@@ -120,24 +119,21 @@ def removal(runs: dict[str, list[Run]], draws: int = 10) -> Markdown:
 def clusters_alone(runs: dict[str, list[Run]]) -> Markdown:
     """ACC1, ACC2 and ACC3 of PICNN, with each network's own classes of filters and with these shuffled."""
 
-    def acc(which: str, shuffled: bool) -> Callable[[Run], float]:
+    def acc(i: int, shuffled: bool) -> Callable[[Run], float]:
         def value(run: Run) -> float:
-            r = run.readout
-            G = metrics.cluster(metrics.class_means(r) if r.gate is None else r.gate)
+            G = metrics.own_filters(run.readout)
             if shuffled:
                 G = G[:, torch.randperm(G.shape[1], generator=torch.Generator().manual_seed(0))]
-            if which == "acc2":
-                return metrics.masked_accuracy(r, G[r.logits.argmax(1)])
-            return metrics.masked_accuracy(r, 1 - G[r.labels])
+            return metrics.clusters(run.readout, G)[i]
 
         return value
 
     rows = {
         "ACC1: all filters": lambda run: run.metrics["accuracy"],
-        "ACC2: only those of the predicted class": acc("acc2", False),
-        "ACC2 with the filters shuffled": acc("acc2", True),
-        "ACC3: all but those of the true class": acc("acc3", False),
-        "ACC3 with the filters shuffled": acc("acc3", True),
+        "ACC2: only those of the predicted class": acc(0, False),
+        "ACC2 with the filters shuffled": acc(0, True),
+        "ACC3: all but those of the true class": acc(1, False),
+        "ACC3 with the filters shuffled": acc(1, True),
     }
     return statistics(rows, runs)
 
@@ -147,7 +143,7 @@ def representation(runs: dict[str, list[Run]], n: int = 2000) -> Markdown:
     from sklearn.metrics import silhouette_score
 
     def owned(run: Run) -> torch.Tensor:
-        return torch.bincount(metrics.owners(run.readout), minlength=run.readout.logits.shape[1]).double()
+        return torch.bincount(metrics.owners(run.readout), minlength=len(run.readout.bias)).double()
 
     rows = {
         "Hoyer sparsity of an image's features": lambda run: metrics.hoyer(run.readout.features),
@@ -194,9 +190,9 @@ def machine(run: Run) -> str:
     return hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
 
 
-def commit(run: Run) -> str:
+def commit(run: Run, digits: int = 8) -> str:
     p = run.provenance
-    return f"`{(p['commit'] or 'unknown')[:8]}`" + (" (dirty)" if p["dirty"] else "")
+    return f"`{(p['commit'] or 'unknown')[:digits]}`" + (" (dirty)" if p["dirty"] else "")
 
 
 def versions(run: Run) -> str:
@@ -261,7 +257,7 @@ def run_entry(run: Run) -> str:
         "Recipe": ", ".join(f"`{k} {v}`" for k, v in run.recipe.changed().items()) or "all defaults",
         "Key": f"`{p['key']}`",
         "Schedule": f"{schedule(run.recipe)}, seed {run.recipe.seed}",
-        "Commit": f"`{p['commit'] or 'unknown'}`" + (" (dirty)" if p["dirty"] else ""),
+        "Commit": commit(run, 40),
         "Hardware": machine(run),
         "Versions": versions(run),
         "Data": f"`{run.recipe.dataset}`, digest `{p['data_digest'][:16]}`",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ from tqdm.auto import tqdm
 from csglib import Problem, data, nets, runs
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
-from csglib.methods import method
-from csglib.metrics import accuracy, evaluate
+from csglib.methods import Gate, method
+from csglib.metrics import accuracy, class_means, cluster, evaluate
 from csglib.runs import Readout, Recipe, Run
 
 
@@ -34,7 +35,7 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     out, device = Path(out), pick_device(device)
     recipe, reason = settle_precision(recipe, device)
     m = method(recipe)
-    dataset = data.load(recipe.dataset)
+    dataset = load(recipe)
     torch.manual_seed(recipe.seed)
     net = nets.build(recipe.net, len(dataset.classes))
     gate = m.gate(recipe, net)
@@ -47,7 +48,8 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     optimisers = [weights_optimiser(net, recipe)]
     if gate is not None:
         gate.to(device)
-        optimisers.append(torch.optim.SGD(gate.parameters(), recipe.gate_lr, recipe.gate_momentum))
+    if m.optimiser is not None:
+        optimisers.append(m.optimiser(recipe, gate))
     state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers)
     history, gates = state.load()
 
@@ -62,7 +64,7 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
                 history.append({"epoch": epoch, "path": path, "seconds": 0.0})
                 bar.update(steps)
                 continue
-            row = train_epoch(recipe, m, epoch, path, net, gate, optimisers, dataset.train, bar)
+            row = train_epoch(recipe, m, epoch, net, gate, optimisers, dataset.train, bar)
             row |= test_row(net, gate, dataset.test, recipe.precision) | {"commit": code["commit"]}
             history.append(row)
             if path in ("gated", "joint"):
@@ -73,16 +75,29 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
                     f"({folder} keeps the epochs before)"
                 )
             if gates:  # before the first projection the gate is not in its feasible set
-                row["density"] = density(gates[-1], projected=recipe.gate_projection == "max")
+                row["density"] = density(gates[-1], projected=isinstance(gate, ClassGate) and recipe.gate_projection == "max")
             state.save(history, gates)
     return finish(recipe, code | {"precision_reason": reason}, out, dataset, net, gate, gates, history)
 
 
-def train_epoch(recipe, m, epoch, path, net, gate, optimisers, images: Images, bar) -> dict:
+def load(recipe: Recipe) -> Dataset:
+    """The recipe's data; with a holdout, the last training images in place of the test images, which stay unseen."""
+    dataset, n = data.load(recipe.dataset), recipe.holdout
+    if not n:
+        return dataset
+    if n >= len(dataset.train):
+        raise Problem(f"holdout {n} leaves none of the {len(dataset.train)} training images: choose a smaller one")
+    part = [Images(dataset.train.images[s], dataset.train.labels[s]) for s in (slice(-n), slice(-n, None))]
+    return dataclasses.replace(dataset, train=part[0], test=part[1])
+
+
+def train_epoch(recipe, m, epoch, net, gate, optimisers, images: Images, bar) -> dict:
     """One pass; returns its row of the history.  Sums stay on the device, read once an epoch on a GPU."""
     net.train()
+    path = m.path(recipe, epoch)
     device = images.images.device
     generator = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
+    torch.manual_seed(1_000_003 * recipe.seed + epoch)  # for methods that draw
     steps = len(images) // recipe.batch_size
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.long)
@@ -92,7 +107,7 @@ def train_epoch(recipe, m, epoch, path, net, gate, optimisers, images: Images, b
         for group in weights.param_groups:
             group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
         with autocast(device, recipe.precision):
-            loss, logits = m.loss(recipe, path, net, gate, data.to_float(x), y)
+            loss, logits = m.loss(recipe, epoch, net, gate, data.to_float(x), y)
         loss.backward()
         weights.step()
         weights.zero_grad()
@@ -134,7 +149,7 @@ def test_row(net, gate, images: Images, precision: str) -> dict:
 
 
 @torch.no_grad()
-def read_out(net: nets.Split, gate: ClassGate | None, images: Images, precision: str = "float32", gates=()) -> Readout:
+def read_out(net: nets.Split, gate: Gate | None, images: Images, precision: str = "float32", gates=()) -> Readout:
     """The network's last layers on all images, in eval mode, ungated."""
     net.eval()
     device = images.images.device
@@ -146,7 +161,6 @@ def read_out(net: nets.Split, gate: ClassGate | None, images: Images, precision:
     W, b = net.head.weight, net.head.bias
     return Readout(
         features=a,
-        logits=a @ W.T + b,
         labels=images.labels,
         weight=W.detach(),
         bias=b.detach(),
@@ -191,7 +205,8 @@ class Checkpoint:
         self.path, self.net, self.gate, self.optimisers = path, net, gate, optimisers
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"net": self.net} | ({} if self.gate is None else {"gate": self.gate})
+        apart = self.gate is not None and self.gate not in self.net.modules()
+        return {"net": self.net} | ({"gate": self.gate} if apart else {})
 
     def parameters(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
         return [(o, p) for o in self.optimisers for group in o.param_groups for p in group["params"]]
@@ -199,8 +214,7 @@ class Checkpoint:
     def save(self, history: list[dict], gates: list[Tensor]) -> None:
         tensors = {f"{m}.{k}": v for m, module in self.modules().items() for k, v in module.state_dict().items()}
         for i, (optimiser, p) in enumerate(self.parameters()):
-            if (buffer := optimiser.state[p].get("momentum_buffer")) is not None:
-                tensors[f"momentum.{i}"] = buffer
+            tensors |= {f"optimiser.{i}.{k}": v for k, v in optimiser.state[p].items() if v is not None}
         tensors |= {f"gates.{t}": g for t, g in enumerate(gates)}
         new = self.path.with_suffix(".new")
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, new, metadata={"history": json.dumps(history)})
@@ -219,8 +233,10 @@ class Checkpoint:
         for m, module in self.modules().items():
             module.load_state_dict({k.removeprefix(m + "."): v for k, v in tensors.items() if k.startswith(m + ".")})
         for i, (optimiser, p) in enumerate(self.parameters()):
-            if f"momentum.{i}" in tensors:
-                optimiser.state[p]["momentum_buffer"] = tensors[f"momentum.{i}"].to(p).contiguous(memory_format=layout(p))
+            for key in (k for k in tensors if k.startswith(f"optimiser.{i}.")):
+                value = tensors[key]
+                value = value.to(p).contiguous(memory_format=layout(p)) if value.shape == p.shape else value
+                optimiser.state[p][key.split(".", 2)[2]] = value
         device = next(self.net.parameters()).device
         count = sum(k.startswith("gates.") for k in tensors)
         return history, [tensors[f"gates.{t}"].to(device) for t in range(count)]
@@ -279,11 +295,21 @@ def cpu_has_bfloat16() -> bool:
 def network(run: Run) -> nets.Split:
     """A run's trained network."""
     net = nets.build(run.recipe.net, len(run.readout.bias))
+    method(run.recipe).gate(run.recipe, net)  # a method may change the network
     net.load_state_dict(run.weights)
     return net.to(memory_format=torch.channels_last)
 
 
 def read_images(run: Run) -> Readout:
     """A run's readout made anew from its weights and the test images; equal to the stored one up to its rounding."""
-    readout = read_out(network(run), None, data.load(run.recipe.dataset).test)
+    readout = read_out(network(run), None, load(run.recipe).test)
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
+
+
+def fitted_matrix(run: Run, n: int = 2000) -> Float[Tensor, "C K"]:
+    """A class matrix for a network trained without one: each filter to the class that excites it most, in training images.
+
+    Of CIFAR-10 these are the training images of the embedded sample, so that no download is needed.
+    """
+    images = data.load("cifar10-mini").train if run.recipe.dataset == "cifar10" else load(run.recipe).train
+    return cluster(class_means(read_out(network(run), None, Images(images.images[:n], images.labels[:n]))))

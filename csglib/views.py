@@ -10,8 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import torch
 
-from csglib import Problem
-from csglib.information import mutual_information
+from csglib import Problem, metrics
 from csglib.runs import Run
 
 THRESHOLDS = tuple(f"{i / 50:.2f}" for i in range(51))
@@ -28,7 +27,7 @@ def gated_data(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, .
         blocks["q"].append((r.features[:n] / step).round().clamp(0, 255).numpy().astype(np.uint8))
         blocks["head"].append((r.weight * step).numpy().astype(np.float32))  # acts on the integers
         blocks["bias"].append(r.bias.numpy().astype(np.float32))
-        blocks["information"].append(mutual_information(r.features, r.labels, len(r.bias)).numpy().astype(np.float32))
+        blocks["information"].append(metrics.information(r).numpy())
     return {name: np.stack(block) for name, block in blocks.items()} | {
         "classes": list(classes),
         "labels": runs[0].readout.labels[:n].numpy().astype(np.uint8),

@@ -21,9 +21,9 @@ def test_every_page_has_valid_recipes_in_every_profile(page, profile):
 @pytest.mark.parametrize("page, profile", PAIRS)
 def test_two_experiments_of_a_page_share_recipes_only_where_an_ablation_costs_nothing_less(page, profile):
     groups = experiments.recipes(page, profile)
-    alone = {name: g for name, g in groups.items() if not BOOK["experiments"][name].get("ablation")}
+    alone = {name: g for name, g in groups.items() if not BOOK["experiments"][name].get("kind")}
     ablations = {name: g for name, g in groups.items() if name not in alone}
-    for side in (alone, ablations) if not experiments.profile(profile).ablation else (groups,):
+    for side in (alone, ablations) if not experiments.profile(profile).kinds else (groups,):
         keys = [r.key for group in side.values() for r in group]
         assert len(keys) == len(set(keys))
 

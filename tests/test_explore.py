@@ -25,7 +25,7 @@ def bare(run):
 
 @pytest.fixture(scope="module")
 def explorers(run, bare, mini) -> dict[str, explore.Explorer]:
-    gates = {"learned <gate>": (run, run.readout.gate), "means": (run, explore.responses(run))}
+    gates = {"learned <gate>": (run, run.readout.gate), "means": (run, explore.normalised_means(run))}
     return {
         "sparsity": explore.sparsity(gates, data.CLASSES, n=300),
         "trained density": explore.trained_density({"0.1": run, "1": run}, data.CLASSES, n=200),
@@ -191,8 +191,8 @@ def built(html) -> dict[str, explore.Explorer]:
     csg, std = first["csg"], first["std"]
     gates = {
         "CSG, learned gate": (csg, csg.readout.gate),
-        "CSG, mean activations": (csg, explore.responses(csg)),
-        "STD, mean activations": (std, explore.responses(std)),
+        "CSG, mean activations": (csg, explore.normalised_means(csg)),
+        "STD, mean activations": (std, explore.normalised_means(std)),
     }
     return {
         "sparsity": explore.sparsity(gates, data.CLASSES),
@@ -312,10 +312,10 @@ def test_a_slider_over_2000_samples_answers_at_once(browser, run, tmp_path):
     """No timed gate: the time that a step takes is printed, and only a hundredfold of it fails."""
     many = dataclasses.replace(run)
     a = run.readout
-    doubled = {name: torch.cat([t, t]) for name, t in (("features", a.features), ("logits", a.logits), ("labels", a.labels))}
+    doubled = {name: torch.cat([t, t]) for name, t in (("features", a.features), ("labels", a.labels))}
     object.__setattr__(many, "readout", dataclasses.replace(a, **doubled))
     page = tmp_path / "page.html"
-    page.write_text(explore.sparsity({"a": (many, explore.responses(many))}, data.CLASSES, n=2000).to_html())
+    page.write_text(explore.sparsity({"a": (many, explore.normalised_means(many))}, data.CLASSES, n=2000).to_html())
     browser.get(page.as_uri())
     times = browser.execute_async_script(TIME, browser.find_element("css selector", "input[type=range]"))
     print(f"from input to the new view: median {np.median(times):.1f} ms, longest {max(times):.1f} ms")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from csglib import Problem
-from csglib.gate import ClassGate, density, density_bound, project
+from csglib.gate import ClassGate, density, density_bound, project, sharpness
 
 ROUGH = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False, width=32),
@@ -175,3 +175,9 @@ def test_the_bound_of_one_class_a_filter_is_the_number_of_filters():
 def test_a_bound_outside_1_over_c_to_1_is_refused_with_the_range(fraction):
     with pytest.raises(Problem, match=r"from 0\.1 .* to 1"):
         density_bound(fraction, 10, 64)
+
+
+def test_sharpness_is_one_for_a_one_hot_matrix_and_one_in_c_for_a_uniform_one():
+    assert sharpness(torch.eye(4)[:, [0, 1, 1, 3]]) == 1
+    assert sharpness(torch.full((4, 6), 0.3)) == pytest.approx(0.25)
+    assert sharpness(torch.tensor([[1.0, 0.6], [0.5, 0.2], [0.5, 0.2]])) == pytest.approx((0.5 + 0.6) / 2)

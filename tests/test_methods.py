@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
@@ -7,8 +8,9 @@ from torch import nn
 from tqdm import tqdm
 
 from csglib import Problem, data, methods, nets, train
-from csglib.gate import ClassGate
+from csglib.gate import ClassGate, SampledGate
 from csglib.runs import Recipe
+from csglib.templates import filter_loss
 
 
 def paths(method: str = "csg", **fields) -> str:
@@ -88,7 +90,7 @@ def test_the_loss_of_the_gated_path_equals_its_slow_twin(fraction):
     gate.matrix.data = torch.rand(3, 4, dtype=torch.float64)
     images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
     recipe = Recipe(gate_density=fraction, gate_penalty=0.3)
-    loss, logits = methods.method(recipe).loss(recipe, "gated", net, gate, images, labels)
+    loss, logits = methods.method(recipe).loss(recipe, 1, net, gate, images, labels)
     expected = twin_loss(net, gate.matrix.tolist(), images, labels.tolist(), fraction * 12, 0.3)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
     assert logits.shape == (5, 3)
@@ -99,7 +101,7 @@ def test_the_loss_of_the_standard_path_is_that_of_a_gate_of_ones_without_penalty
     net, gate = small_net(), ClassGate(3, 4).double()
     images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
     recipe = Recipe(method=name)
-    loss, _ = methods.method(recipe).loss(recipe, "standard", net, gate, images, labels)
+    loss, _ = methods.method(recipe).loss(recipe, 0, net, gate, images, labels)
     assert loss.item() == pytest.approx(twin_loss(net, [[1.0] * 4] * 3, images, labels.tolist(), 12, 1), rel=1e-10)
     loss.backward()
     assert gate.matrix.grad is None
@@ -150,7 +152,7 @@ def test_the_joint_loss_is_the_sum_of_both_paths_and_the_hinge(fraction):
     gate.matrix.data = torch.rand(3, 4, dtype=torch.float64)
     images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
     recipe = Recipe(method="joint", gate_density=fraction, gate_penalty=0.3)
-    loss, logits = methods.method(recipe).loss(recipe, "joint", net, gate, images, labels)
+    loss, logits = methods.method(recipe).loss(recipe, 0, net, gate, images, labels)
     expected = twin_loss(net, [[1.0] * 4] * 3, images, labels.tolist(), 12, 1)
     expected += twin_loss(net, gate.matrix.tolist(), images, labels.tolist(), fraction * 12, 0.3)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
@@ -163,7 +165,7 @@ def test_the_fixed_gate_takes_the_row_of_each_image_or_of_the_image_before_it(ki
     recipe = Recipe(method="fixed", fixed_gate=kind)
     gate = methods.method(recipe).gate(recipe, net).double()
     images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
-    loss, _ = methods.method(recipe).loss(recipe, "gated", net, gate, images, labels)
+    loss, _ = methods.method(recipe).loss(recipe, 1, net, gate, images, labels)
     a = net.pooled(images) * gate.matrix.detach()[torch.tensor(rows)]
     assert loss.item() == pytest.approx(nn.functional.cross_entropy(net.head(a), labels).item(), rel=1e-12)
     loss.backward()
@@ -186,7 +188,7 @@ def test_without_the_projection_entries_are_clipped_and_no_filter_is_lifted_to_o
 
 
 def test_an_unknown_method_is_refused_with_the_choice():
-    with pytest.raises(Problem, match="'picnnn'.*standard, matched, csg, joint, fixed"):
+    with pytest.raises(Problem, match="'picnnn'.*standard, matched, csg, joint, fixed, picnn, icnn"):
         methods.method(Recipe(method="picnnn"))
 
 
@@ -213,7 +215,7 @@ def one_epoch(path: str) -> tuple[dict, dict]:
     gate.matrix.grad = torch.full((3, 4), 100.0) if path == "standard" else None  # whatever was left there
     before = {**net.state_dict(), "gate": gate.matrix.detach()}
     before = {name: t.clone() for name, t in before.items()}
-    train.train_epoch(recipe, m, 0, path, net, gate, optimisers, images, tqdm(disable=True))
+    train.train_epoch(recipe, m, 0 if path == "standard" else 1, net, gate, optimisers, images, tqdm(disable=True))
     return before, {**net.state_dict(), "gate": gate.matrix.detach()}
 
 
@@ -233,3 +235,127 @@ def test_a_gated_epoch_moves_gate_and_weights_and_ends_in_the_constraint_set():
 def test_every_option_of_a_method_is_a_field_of_the_recipe():
     fields = {f.name for f in dataclasses.fields(Recipe)}
     assert all(set(m.options) <= fields for m in methods.METHODS.values())
+
+
+# PICNN
+
+
+def picnn(monkeypatch, z: list[int], m: torch.Tensor, **fields):
+    """A small network, its matrix, images and labels, with the draws of one step laid down."""
+    net = small_net()
+    recipe = Recipe(method="picnn", **fields)
+    with pytest.warns(UserWarning, match="few for 3 classes"):
+        gate = methods.method(recipe).gate(recipe, net)
+    monkeypatch.setattr(torch, "multinomial", lambda s, count: torch.tensor(z)[:, None])
+    monkeypatch.setattr(torch, "bernoulli", lambda q: m.to(q))
+    images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
+    return net, gate, images, labels, methods.method(recipe), recipe
+
+
+def test_the_loss_of_picnn_equals_its_slow_twin(monkeypatch):
+    z, m = [0, 2, 2, 1, 0], (torch.rand(5, 4) < 0.5).double()
+    net, gate, images, labels, method, recipe = picnn(monkeypatch, z, m, picnn_weight=1.5)
+    loss, logits = method.loss(recipe, 0, net, gate, images, labels)
+    expected = twin_loss(net, [[1.0] * 4] * 3, images, labels.tolist(), 12, 1)
+    right = [n for n in range(5) if z[n] == labels[n]]
+    for n in right:  # twin_loss gates by rows of classes; here every image has its own
+        rows = [m[n].tolist()] * 3
+        expected += 1.5 / len(right) * twin_loss(net, rows, images[n : n + 1], labels[n : n + 1].tolist(), 12, 1)
+    assert loss.item() == pytest.approx(expected, rel=1e-7)
+    assert torch.allclose(logits, net(images))
+
+
+def test_where_no_drawn_class_is_right_the_interpretation_loss_is_zero(monkeypatch):
+    net, gate, images, labels, method, recipe = picnn(monkeypatch, [2, 2, 0, 0, 0], torch.ones(5, 4))
+    loss, logits = method.loss(recipe, 0, net, gate, images, labels)
+    assert loss.item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-12)
+    loss.backward()
+    assert gate.theta.grad is None or (gate.theta.grad == 0).all()
+
+
+def test_the_gradient_of_picnn_is_the_derivative_of_a_linear_head(monkeypatch):
+    """dL/dm_k = a_k sum_c W_ck (p_c - y_c); from there to row z of P, through the softmax to theta, and to the scores."""
+    z, m = [0, 2, 2, 1, 0], (torch.rand(5, 4) < 0.5).double()
+    net, gate, images, labels, _, _ = picnn(monkeypatch, z, m)
+    a = net.pooled(images).detach()
+    logits = net.head(a).detach().requires_grad_(True)
+    masked, drawn = gate(a, logits)
+    nn.functional.cross_entropy(net.head(masked), labels, reduction="sum").backward()
+
+    P, W = gate.matrix.detach().double(), net.head.weight.detach()
+    on_P, on_logits = torch.zeros(3, 4).double(), torch.zeros(5, 3).double()
+    for n in range(5):
+        p = net.head(a[n] * m[n]).softmax(0)
+        error = [p[c].item() - (c == labels[n].item()) for c in range(3)]
+        on_m = [a[n, k].item() * sum(W[c, k].item() * error[c] for c in range(3)) for k in range(4)]
+        s = logits[n].detach().softmax(0)
+        on_s = [sum(P[c, k].item() * on_m[k] for k in range(4)) for c in range(3)]
+        for c in range(3):
+            on_logits[n, c] = s[c] * (on_s[c] - sum(s[d].item() * on_s[d] for d in range(3)))
+        for k in range(4):
+            on_P[z[n], k] += on_m[k]
+    on_theta = P * (on_P - (P * on_P).sum(0))
+    assert torch.allclose(gate.theta.grad.double(), on_theta, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(logits.grad, on_logits, rtol=1e-4, atol=1e-7)
+    assert drawn.tolist() == z
+
+
+def test_drawn_masks_are_exactly_zero_or_one_and_as_often_one_as_the_matrix_says():
+    gate = SampledGate(10, 64)
+    gate.theta.data = 3 * torch.randn(10, 64, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(gate.matrix.sum(0), torch.ones(64))
+    torch.manual_seed(0)
+    logits = torch.full((4000, 10), -30.0)
+    logits[:, 7] = 30
+    m, z = gate(torch.ones(4000, 64), logits)
+    assert (z == 7).all() and set(m.unique().tolist()) == {0.0, 1.0}
+    assert torch.allclose(m.mean(0), gate.matrix[7], atol=0.04)  # five standard deviations
+
+
+def test_the_class_is_drawn_from_the_networks_own_softmax():
+    torch.manual_seed(0)
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(4000, 3)
+    _, z = SampledGate(3, 20)(torch.ones(4000, 20), logits)
+    assert torch.allclose(torch.bincount(z) / 4000, torch.tensor([0.5, 0.3, 0.2]), atol=0.04)
+
+
+def test_the_random_correspondence_is_one_hot_and_stays():
+    recipe = Recipe(method="picnn", correspondence="random")
+    net = nets.build("resnet20", 10)
+    gate = methods.method(recipe).gate(recipe, net)
+    assert set(gate.matrix.unique().tolist()) == {0.0, 1.0} and (gate.matrix.sum(0) == 1).all()
+    loss, _ = methods.method(recipe).loss(recipe, 0, net, gate, torch.rand(4, 3, 32, 32), torch.arange(4))
+    loss.backward()
+    optimiser = methods.method(recipe).optimiser(recipe, gate)
+    before = gate.matrix.clone()
+    optimiser.step()
+    assert torch.equal(gate.matrix, before)
+
+
+def test_few_filters_for_many_classes_warn_with_the_probability_of_an_empty_cluster():
+    recipe = Recipe(method="picnn")
+    with pytest.warns(UserWarning, match=r"64 filters are few for 100 classes.* 53%.* at least 500"):
+        methods.method(recipe).gate(recipe, nets.build("resnet20", 100))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        methods.method(recipe).gate(recipe, nets.build("resnet20", 10))
+
+
+# ICNN
+
+
+def test_the_loss_of_icnn_adds_the_filter_loss_with_a_weight_that_falls_with_the_epoch():
+    net = small_net().float()
+    recipe = Recipe(method="icnn", template_weight=0.5)
+    m, mask = methods.method(recipe), methods.method(recipe).gate(recipe, net)
+    images, labels = torch.rand(5, 3, 4, 4), torch.tensor([0, 1, 2, 1, 1])
+    m.loss(recipe, 0, net, mask, images, labels)  # gives the filters their classes
+    x = net.maps(images).detach()
+    extra = filter_loss(x, labels, mask).item()
+    for epoch in (0, 3):
+        state = {k: v.clone() for k, v in mask.state_dict().items()}
+        loss, logits = m.loss(recipe, epoch, net, mask, images, labels)
+        mask.load_state_dict(state)
+        plain = nn.functional.cross_entropy(net(images), labels).item()
+        assert loss.item() == pytest.approx(plain + 0.5 / (epoch + 1) * extra, rel=1e-5)
+        assert torch.allclose(logits, net(images), atol=1e-6)

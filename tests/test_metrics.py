@@ -17,7 +17,6 @@ FEATURES = [[2, 0, 0], [0, 2, 0], [0, 0, 2], [0, 1, 0], [1, 1, 1], [1, 0, 2]]
 LABELS = [0, 1, 1, 0, 0, 1]
 HAND = Readout(
     features=torch.tensor(FEATURES, dtype=torch.float32),
-    logits=torch.tensor([[a + 0.5, b + c] for a, b, c in FEATURES]),
     labels=torch.tensor(LABELS),
     weight=torch.tensor([[1.0, 0, 0], [0, 1, 1]]),
     bias=torch.tensor([0.5, 0]),
@@ -43,8 +42,35 @@ def test_the_metrics_of_a_readout_made_by_hand():
 
 def test_without_a_gate_the_gates_metrics_are_none():
     values = metrics.evaluate(dataclasses.replace(HAND, gate=None))
-    assert [name for name, value in values.items() if value is None] == ["l1_density", "acc2", "acc3"]
+    assert [name for name, value in values.items() if value is None] == ["l1_density", "sharpness", "acc2", "acc3"]
     assert {k: v for k, v in values.items() if v is not None}.items() <= metrics.evaluate(HAND).items()
+
+
+def test_clusters_are_masked_hard_expected_or_sampled():
+    gate = torch.tensor([[0.9, 0.2, 0.6], [0.1, 0.8, 0.4]])
+    F, W, b, y = HAND.features, HAND.weight, HAND.bias, HAND.labels
+
+    def twin(weights) -> tuple[float, float]:
+        """ACC2 and ACC3 with weights[c][k] for filter k of class c, image by image."""
+        right = [0, 0]
+        for n in range(6):
+            guess = int((W @ F[n] + b).argmax())
+            for i, mask in enumerate(([w for w in weights[guess]], [1 - w for w in weights[int(y[n])]])):
+                logits = [sum(W[c, k] * mask[k] * F[n, k] for k in range(3)) + b[c] for c in range(2)]
+                right[i] += int(np.argmax(logits)) == int(y[n])
+        return right[0] / 6, right[1] / 6
+
+    assert metrics.clusters(HAND, gate) == pytest.approx(twin([[1, 0, 1], [0, 1, 0]]))
+    assert metrics.clusters(HAND, gate, "expected") == pytest.approx(twin(gate.tolist()))
+    assert metrics.clusters(HAND, metrics.cluster(gate), "sampled") == metrics.clusters(HAND, gate)
+    assert metrics.clusters(HAND, gate, "sampled", 1) == metrics.clusters(HAND, gate, "sampled", 1)
+
+
+def test_evaluation_draws_nothing():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert metrics.evaluate(HAND) == metrics.evaluate(HAND)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_masking_all_filters_leaves_the_bias():
@@ -80,8 +106,7 @@ def test_noise_scores_about_its_null():
 
 def test_the_normalised_score_is_a_share_of_the_entropy_of_one_class_in_c():
     features, labels = separated()
-    logits = torch.zeros(400, 4)
-    readout = Readout(features, logits, labels, torch.zeros(4, 5), torch.zeros(4))
+    readout = Readout(features, labels, torch.zeros(4, 5), torch.zeros(4))
     values = metrics.evaluate(readout)
     entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     assert values["mis_normalised"] == pytest.approx(values["mis"] / entropy)
@@ -102,7 +127,6 @@ def drawn(seed: int, gate: bool = True, C: int = 3, K: int = 7, N: int = 40) -> 
     W, b = torch.randn(C, K, generator=g), torch.randn(C, generator=g)
     return Readout(
         features=a,
-        logits=a @ W.T + b,
         labels=torch.arange(N) % C,
         weight=W,
         bias=b,

@@ -71,6 +71,7 @@ OTHER = {
     "cycle": "ssg",
     "gate_projection": "clip",
     "fixed_gate": "shuffled",
+    "correspondence": "random",
     "precision": "bfloat16",
 }
 
@@ -186,7 +187,7 @@ def test_a_wrong_field_is_refused_with_its_source(values, said):
 
 def readout_of(features: torch.Tensor) -> Readout:
     N, K = features.shape
-    return Readout(features, torch.randn(N, 3), torch.arange(N) % 3, torch.randn(3, K), torch.randn(3), torch.rand(3, K))
+    return Readout(features, torch.arange(N) % 3, torch.randn(3, K), torch.randn(3), torch.rand(3, K))
 
 
 FEATURES = hnp.arrays("float32", (7, 3), elements=st.one_of(st.just(0.0), st.floats(-4, 64, width=32)))
@@ -200,7 +201,7 @@ def test_stored_features_err_by_at_most_a_65535th_of_their_range(features):
     span = features.double().amax(0) - features.double().amin(0)
     rounding = 1e-6 * features.abs().amax(0)
     assert ((back.features.double() - features).abs() <= span / 65535 + rounding).all()
-    for name in ("logits", "labels", "weight", "bias", "gate"):
+    for name in ("labels", "weight", "bias", "gate"):
         assert torch.equal(getattr(back, name), getattr(readout, name))
     assert back.gates is None
 
@@ -284,7 +285,7 @@ def rewrite_provenance(folder: Path, **changes) -> None:
 
 def test_a_run_of_another_format_is_refused(copied):
     rewrite_provenance(copied, format=99)
-    with pytest.raises(Problem, match="format 99.*reads 1"):
+    with pytest.raises(Problem, match="format 99.*up to 2"):
         runs.read(copied)
 
 

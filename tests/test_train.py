@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from csglib import Problem, methods, metrics, runs, train
+from csglib import Problem, data, methods, metrics, runs, train
 from csglib.gate import density
 from csglib.runs import Recipe
 
@@ -37,15 +37,15 @@ def tiny_run(tiny, tmp_path_factory):
 def sabotage(monkeypatch):
     """sabotage(step, deed): at that step, counted over all epochs, deed(loss) takes the place of the method's loss."""
 
-    def install(step: int, deed) -> None:
-        original, seen = methods.METHODS["csg"], []
+    def install(step: int, deed, method: str = "csg") -> None:
+        original, seen = methods.METHODS[method], []
 
         def loss(*args):
             value, logits = original.loss(*args)
             seen.append(value)
             return (deed(value) if len(seen) == step + 1 else value), logits
 
-        monkeypatch.setitem(methods.METHODS, "csg", dataclasses.replace(original, loss=loss))
+        monkeypatch.setitem(methods.METHODS, method, dataclasses.replace(original, loss=loss))
 
     return install
 
@@ -84,6 +84,44 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(precision
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert sorted(p.name for p in out.iterdir()) == sorted([*runs.FILES, "provenance.json"])
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("method", ["picnn", "icnn"])  # draws and Adam's moments; a moving average
+def test_so_do_methods_with_a_state_of_their_own(method, tiny_run, sabotage, monkeypatch, tmp_path):
+    recipe = Recipe(dataset="tiny", method=method, epochs=2, batch_size=64, lr=0.05, precision="float32")
+    whole = train.train(recipe, tmp_path / "whole", "cpu")
+    sabotage(STEPS + 2, interrupt, method)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, tmp_path / "out", "cpu")
+    monkeypatch.undo()
+    resumed = train.train(recipe, tmp_path / "out", "cpu")
+    assert bits(resumed) == bits(whole)
+    assert torch.equal(resumed.readout.gate, whole.readout.gate)
+    net = train.network(resumed)  # with the method's part
+    assert net.state_dict().keys() == resumed.weights.keys()
+    features = train.read_images(resumed).features
+    assert torch.allclose(features, resumed.readout.features, atol=1e-4 * features.max())
+
+
+def test_a_holdout_is_the_end_of_the_training_images_and_the_test_images_stay_unseen(tiny, tmp_path):
+    recipe = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32", holdout=60)
+    dataset = train.load(recipe)
+    assert torch.equal(torch.cat((dataset.train.images, dataset.test.images)), tiny.train.images)
+    found = train.train(recipe, tmp_path / "out", "cpu")
+    assert torch.equal(found.readout.labels, tiny.train.labels[-60:])
+    assert torch.equal(train.read_images(found).labels, tiny.train.labels[-60:])
+    with pytest.raises(Problem, match="holdout 320 leaves none of the 320"):
+        train.load(dataclasses.replace(recipe, holdout=320))
+
+
+def test_the_fitted_matrix_gives_each_filter_to_the_class_whose_training_images_excite_it_most(tiny_run, tiny):
+    found = tiny_run()
+    G = train.fitted_matrix(found)
+    net = train.network(found).eval()
+    with torch.no_grad():
+        a = net.pooled(data.to_float(tiny.train.images))
+    means = torch.stack([a[tiny.train.labels == c].mean(0) for c in range(10)])
+    assert torch.equal(G.argmax(0), means.argmax(0)) and (G.sum(0) == 1).all()
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tiny_run, sabotage, monkeypatch, tmp_path):
@@ -144,16 +182,10 @@ def test_weights_and_images_give_the_stored_readout_again(run):
     fresh, stored = train.read_images(run), run.readout
     span = fresh.features.amax(0) - fresh.features.amin(0)
     assert ((fresh.features - stored.features).abs() <= span / 65535 + 1e-5).all()
-    assert torch.allclose(fresh.logits, stored.logits, atol=1e-3)
+    assert torch.allclose(fresh.logits, stored.logits, atol=1e-3 * fresh.logits.abs().max())
     assert torch.equal(fresh.labels, stored.labels)
     assert torch.equal(fresh.weight, stored.weight)
     assert torch.equal(fresh.gate, stored.gate)
-
-
-def test_the_stored_logits_are_the_head_on_the_stored_features(run):
-    r = run.readout
-    scale = r.logits.abs().max()
-    assert torch.allclose(r.features @ r.weight.T + r.bias, r.logits, atol=1e-3 * scale)
 
 
 def test_evaluation_takes_the_ungated_path(tiny_run, tiny):
