@@ -7,15 +7,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from csglib import metrics
+from csglib import data, metrics
 from csglib.claims import last_weights, removed_filters, responses
 from csglib.information import entropy
 from csglib.runs import Run
+from csglib.train import sample_maps
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"  # of Okabe and Ito's palette, safe for colour-blind readers
 STYLE = {
@@ -237,6 +239,45 @@ def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
         ax.set_yticks(range(len(classes)), classes, fontsize=6)
         fig.colorbar(im, ax=ax, label="mean activation")
     axes[-1, 0].set_xlabel("filter, sorted by the class that it serves")
+    return fig
+
+
+@styled
+def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, shown: int = 5) -> Figure:
+    """Where filters fire: for a few filters of each network the sample's images that excite them most.
+
+    The line encloses what exceeds half of the map's maximum.  Filters are spread over those sorted by class.
+    """
+    images = data.load("cifar10-mini").test.images
+    fig, axes = plt.subplots(filters, len(runs) * shown, figsize=(6.4, 0.72 * filters + 0.3), squeeze=False)
+    for j, (name, run) in enumerate(runs.items()):
+        maps, own = sample_maps(run), metrics.owners(run.readout)
+        alive = [k for k in own.argsort(stable=True).tolist() if maps[:, k].amax() > 0]
+        picked = [alive[round(i * (len(alive) - 1) / max(filters - 1, 1))] for i in range(filters)]
+        for row, k in zip(axes[:, j * shown : (j + 1) * shown], picked, strict=True):
+            best = maps[:, k].amax((1, 2)).argsort(descending=True, stable=True)[:shown]
+            for ax, n in zip(row, best.tolist(), strict=True):
+                size = images.shape[2:]
+                heat = F.interpolate(maps[n, k][None, None], size, mode="bilinear")[0, 0]
+                ax.imshow(images[n].permute(1, 2, 0).numpy())
+                ax.contour(heat.numpy(), [heat.max().item() / 2], colors=[ORANGE], linewidths=1)
+                ax.set(xticks=[], yticks=[])
+            row[0].set_ylabel(classes[int(own[k])], fontsize=7)
+        axes[0, j * shown].set_title(name, loc="left")
+    fig.subplots_adjust(left=0.05, right=0.99, top=0.9, bottom=0.01, wspace=0.08, hspace=0.08)
+    return fig
+
+
+@styled
+def trade(runs: dict[str, list[Run]]) -> Figure:
+    """Accuracy against mutual information score, one dot a run, one colour and marker a method."""
+    fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for i, (name, group) in enumerate((name, group) for name, group in runs.items() if group):
+        points = [[run.metrics[m] for run in group] for m in ("accuracy", "mis")]
+        ax.plot(*points, "os^Dv<>P"[i % 8], ms=5, color=plt.cm.tab10(i), label=name)
+    ax.set(xlabel="test accuracy", ylabel="MIS, nats")
+    ax.grid(lw=0.3)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
 

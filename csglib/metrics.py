@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from csglib.gate import density, sharpness
 from csglib.information import entropy, mutual_information
 from csglib.runs import Readout
+from csglib.templates import variance
 
 
 def accuracy(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
@@ -170,6 +171,70 @@ def own_share(readout: Readout) -> float:
     centre = class_means(readout)
     own = owners(readout)[None, :] == torch.arange(len(centre), device=centre.device)[:, None]
     return ((centre * own).sum(1) / centre.sum(1)).mean().item()
+
+
+def spread(maps: Float[Tensor, "N K H W"]) -> Float[Tensor, " K"]:
+    """How far a filter's activation reaches: mean distance from its centroid in pixels of the map, along one axis.
+
+    Each map counts by its activation; 0 for a filter that never fires.
+    """
+    a = F.relu(maps).double()
+    apart = (variance(a.sum(3)) + variance(a.sum(2))).div(2).sqrt()  # (N, K)
+    strength = a.sum((2, 3))
+    return (strength * apart).sum(0) / strength.sum(0).clamp(min=1e-12)
+
+
+def location_instability(
+    maps: Float[Tensor, "N K h w"],
+    landmarks: Float[Tensor, "N P 2"],
+    size: tuple[int, int],
+    labels: Int[Tensor, " N"] | None = None,
+    top: int = 100,
+) -> float:
+    """ICNN's: how much the distance from a filter's peak to a part varies between images, as a share of the diagonal.
+
+    landmarks are the (row, column) of each part in pixels of an image of that size, NaN where the part is not marked.  Over the
+    `top` images of highest peak with the part, the deviation of the distance; its mean over parts and filters.  With labels a
+    filter is tried on the images of the class with its highest mean peak.  NaN where no part is marked twice.
+    """
+    N, K, h, w = maps.shape
+    score, place = maps.flatten(2).max(2)  # (N, K)
+    row, column = place // w, place % w
+    peak = torch.stack(((row + 0.5) * size[0] / h, (column + 0.5) * size[1] / w), 2)  # (N, K, 2)
+    distance = (peak[:, :, None] - landmarks[:, None]).norm(dim=3)  # (N, K, P)
+    if labels is not None:
+        member = F.one_hot(labels).to(score)  # (N, C)
+        mean = member.T @ score / member.sum(0)[:, None].clamp(min=1)
+        mean[member.sum(0) == 0] = -math.inf  # a class without images
+        distance = distance.masked_fill((labels[:, None] != mean.argmax(0))[:, :, None], math.nan)
+    distance = distance.gather(0, score.argsort(0, descending=True, stable=True)[:, :, None].expand_as(distance))
+    marked = ~distance.isnan()
+    used = marked & (marked.cumsum(0) <= top)
+    n = used.sum(0)
+    d = torch.where(used, distance, 0)
+    variation = (torch.where(used, distance - d.sum(0) / n, 0) ** 2).sum(0) / (n - 1)
+    return (variation.sqrt()[n >= 2].mean() / math.hypot(*size)).item()
+
+
+def part_interpretability(
+    maps: Float[Tensor, "N K h w"], parts: Bool[Tensor, "N P H W"], share: float = 0.005, overlap: float = 0.2
+) -> float:
+    """ICNN's: how often a filter's region meets one and the same part of the object; recalled, no source was read.
+
+    A filter's region is where its map, enlarged to the image, exceeds the value that a `share` of its activations exceed.  It
+    meets a part where their intersection over union is above `overlap`; the score is that of the filter's best part, over
+    the images that show the part, in the mean over filters.
+    """
+    N, K, h, w = maps.shape
+    threshold = maps.double().transpose(0, 1).flatten(1).quantile(1 - share, dim=1)  # (K,)
+    shown = parts.flatten(2).any(2)  # (N, P)
+    scores = torch.zeros(K, parts.shape[1], dtype=torch.float64)
+    for k in range(K):  # one filter at a time bounds the memory
+        region = F.interpolate(maps[:, k : k + 1].double(), parts.shape[2:], mode="bilinear") > threshold[k]  # (N, 1, H, W)
+        both, either = (region & parts).sum((2, 3)), (region | parts).sum((2, 3))
+        met = (both > overlap * either) & shown
+        scores[k] = met.sum(0) / shown.sum(0).clamp(min=1)
+    return scores.amax(1).mean().item()
 
 
 def hoyer(features: Float[Tensor, "N K"]) -> float:

@@ -11,8 +11,10 @@ from IPython.display import Markdown
 from csglib import claims, metrics
 from csglib.claims import schedule
 from csglib.data import ROOT
+from csglib.gate import sharpness
 from csglib.runs import Recipe, Run
 
+COST = ROOT / "data" / "step-cost.json"  # as tools/step_cost.py measured it
 METRICS = {  # what a table calls each number of metrics.json
     "accuracy": "Accuracy",
     "mis": "MIS, nats",
@@ -168,6 +170,68 @@ def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
             row[METRICS.get(metric, metric.upper())] = spread([run.metrics[metric] for run in group])
         rows.append(row | {"Runs": str(len(group)) if group else "not run here"})
     return markdown(pd.DataFrame(rows))
+
+
+def choices(runs: dict[str, list[Run]], option: str) -> Markdown:
+    """What each value of an option gave on the training images set apart, and which is taken by the rule of experiments.yml."""
+    rows, tried = [], {getattr(group[0].recipe, option): group[0] for group in runs.values() if group}
+    best = max((run.metrics["accuracy"] for run in tried.values()), default=0)
+    good = {value: run for value, run in tried.items() if run.metrics["accuracy"] >= best - 0.005}
+    taken = max(good, key=lambda value: good[value].metrics["mis"], default=None)
+    for value, run in tried.items():
+        m = run.metrics
+        row = {f"`{option}`": f"{value:g}", "Accuracy": f"{m['accuracy']:.4f}", "MIS, nats": f"{m['mis']:.4f}"}
+        row |= {"Sharpness": f"{m['sharpness']:.3f}", "ACC3": f"{m['acc3']:.4f}", "": "taken" if value == taken else ""}
+        rows.append(row)
+    if not rows:
+        return Markdown("No value has been tried here yet.")
+    shown = next(iter(tried.values())).recipe
+    told = f"{schedule(shown)}, seed {shown.seed}, measured on {shown.holdout:,} training images set apart"
+    return Markdown(f"{pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)}\n\n{told[0].upper()}{told[1:]}.")
+
+
+def clusters_by_mask(runs: list[Run], draws: int = 10) -> Markdown:
+    """ACC2 and ACC3 with hard, expected and sampled masks; of the sampled the deviation is over seeds and draws."""
+    rows = {"hard: the filter's most probable class": [], "expected: times the probability": [], "sampled, as in training": []}
+    for run in runs:
+        r = run.readout
+        for row, mask, seeds in zip(rows.values(), ("hard", "expected", "sampled"), (1, 1, draws), strict=True):
+            row += [metrics.clusters(r, r.gate, mask, seed) for seed in range(seeds)]
+    table = [
+        {"Masks": name, "ACC2": spread([v[0] for v in values]), "ACC3": spread([v[1] for v in values])}
+        for name, values in rows.items()
+    ]
+    return markdown(pd.DataFrame(table))
+
+
+def methods(runs: dict[str, list[Run]]) -> Markdown:
+    """One row a method, every number under the same protocol; a network without a gate has its matrix fitted afterwards."""
+    cost = json.loads(COST.read_text())["ratio"] if COST.exists() else {}
+    rows = []
+    for name, group in runs.items():
+        row = {"Method": name}
+        row |= {
+            METRICS[m]: spread([run.metrics[m] for run in group]) for m in ("accuracy", "mis", "mis_normalised", "mis_null")
+        }
+        matrices = [claims.class_matrix(run) for run in group]
+        accuracies = [metrics.clusters(run.readout, G) for run, G in zip(group, matrices, strict=True)]
+        row |= {"ACC2": spread([a for a, _ in accuracies]), "ACC3": spread([a for _, a in accuracies])}
+        row["Sharpness"] = spread([sharpness(run.readout.gate) for run in group if run.readout.gate is not None], 3)
+        row["Time a step"] = spread([cost.get(group[0].recipe.method)], 2) if group else "–"
+        rows.append(row | {"Runs": str(len(group)) if group else "not run here"})
+    return markdown(pd.DataFrame(rows))
+
+
+def cost() -> Markdown:
+    """One sentence on how the times of a step were measured."""
+    if not COST.exists():
+        return Markdown("The time of a step has not been measured yet: `python tools/step_cost.py` does it.")
+    c = json.loads(COST.read_text())
+    return Markdown(
+        f"Times are medians of {c['rounds']} rounds of {c['steps']} steps of each method in turn, in the mean of its epochs' "
+        f"paths, divided by those of standard training: {c['milliseconds']['standard']:.0f} ms a step of {c['batch_size']} "
+        f"images on {c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}."
+    )
 
 
 def third_party() -> Markdown:

@@ -306,6 +306,14 @@ def read_images(run: Run) -> Readout:
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
 
 
+@torch.no_grad()
+def sample_maps(run: Run) -> Float[Tensor, "N K h w"]:
+    """A network's last maps on the embedded sample's test images, before ICNN's mask."""
+    images = data.to_float(data.load("cifar10-mini").test.images)
+    net = network(run).eval()
+    return torch.cat([net.maps(batch) for batch in images.split(500)])
+
+
 def fitted_matrix(run: Run, n: int = 2000) -> Float[Tensor, "C K"]:
     """A class matrix for a network trained without one: each filter to the class that excites it most, in training images.
 
