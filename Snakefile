@@ -37,7 +37,7 @@ def runs_of(page):
 
 
 LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
-TRAINING = [f"csglib/{name}.py" for name in ("gate", "nets", "data", "runs", "methods", "information", "metrics", "train")]
+TRAINING = [f"csglib/{name}.py" for name in ("gate", "nets", "data", "runs", "methods", "templates", "information", "metrics", "train")]
 
 if not TRAIN:
     for recipe in RECIPES.values():
@@ -67,7 +67,7 @@ rule notebook:
         "book/{page}.ipynb",
         "book/experiments.yml",
         "tools/execute.py",
-        "data/third-party-resnet20.json",
+        ["data/third-party-resnet20.json", *(["data/step-cost.json"] if Path("data/step-cost.json").exists() else [])],
         LIBRARY,
         lambda wildcards: runs_of(wildcards.page),
     output:

@@ -291,7 +291,7 @@ def verdict(claim: Claim, ours: Sequence[float], other: Sequence[float], presume
     if claim.over:
         if min(len(ours), len(other)) < 3:
             return "inconclusive"
-        p = probability(np.add(ours, claim.tolerance or 0), other)
+        p = probability([value + (claim.tolerance or 0) for value in ours], other)
         return "reproduced" if p >= 0.95 else "contradicted" if p <= 0.05 else "inconclusive"
     if claim.paper is None or claim.source is None:
         return "no number"

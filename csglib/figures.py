@@ -255,7 +255,7 @@ def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, sho
         alive = [k for k in own.argsort(stable=True).tolist() if maps[:, k].amax() > 0]
         picked = [alive[round(i * (len(alive) - 1) / max(filters - 1, 1))] for i in range(filters)]
         for row, k in zip(axes[:, j * shown : (j + 1) * shown], picked, strict=True):
-            best = maps[:, k].amax((1, 2)).argsort(descending=True, stable=True)[:shown]
+            best = maps[:, k].amax((1, 2)).argsort(dim=0, descending=True, stable=True)[:shown]
             for ax, n in zip(row, best.tolist(), strict=True):
                 size = images.shape[2:]
                 heat = F.interpolate(maps[n, k][None, None], size, mode="bilinear")[0, 0]

@@ -207,7 +207,7 @@ def location_instability(
         mean = member.T @ score / member.sum(0)[:, None].clamp(min=1)
         mean[member.sum(0) == 0] = -math.inf  # a class without images
         distance = distance.masked_fill((labels[:, None] != mean.argmax(0))[:, :, None], math.nan)
-    distance = distance.gather(0, score.argsort(0, descending=True, stable=True)[:, :, None].expand_as(distance))
+    distance = distance.gather(0, score.argsort(dim=0, descending=True, stable=True)[:, :, None].expand_as(distance))
     marked = ~distance.isnan()
     used = marked & (marked.cumsum(0) <= top)
     n = used.sum(0)

@@ -1,5 +1,6 @@
 """What several test files share.  Every test runs with the shapes and types of csglib's annotations checked."""
 
+import dataclasses
 import functools
 import http.server
 import os
@@ -70,6 +71,14 @@ def run(tmp_path_factory) -> runs.Run:
 
     recipe = runs.Recipe(dataset="cifar10-mini", epochs=2, cycle="gs", precision="float32")
     return train(recipe, tmp_path_factory.mktemp("runs") / "run", "cpu")
+
+
+@pytest.fixture(scope="session")
+def bare(run) -> runs.Run:
+    """The same run without its gate, as standard training leaves one."""
+    copy = dataclasses.replace(run)
+    object.__setattr__(copy, "readout", dataclasses.replace(run.readout, gate=None, gates=None))
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -224,14 +224,6 @@ def test_the_answer_is_one_sentence_of_the_claims_that_have_words_for_it():
     assert claims.answer([judge(told, {}), judge(also, {})]).startswith("**Not answered yet:**")
 
 
-@pytest.fixture(scope="module")
-def bare(run):
-    """The same network as if it had no gate."""
-    other = dataclasses.replace(run)
-    object.__setattr__(other, "readout", dataclasses.replace(run.readout, gate=None, gates=None))
-    return other
-
-
 @pytest.mark.parametrize("name", claims.STATISTICS)
 def test_every_statistic_is_a_number_of_any_run(name, run, bare):
     for each in (run, bare):

@@ -16,14 +16,6 @@ from csglib.explore import Control
 
 
 @pytest.fixture(scope="module")
-def bare(run):
-    """The same network as if it had no gate."""
-    other = dataclasses.replace(run)
-    object.__setattr__(other, "readout", dataclasses.replace(run.readout, gate=None, gates=None))
-    return other
-
-
-@pytest.fixture(scope="module")
 def explorers(run, bare, mini) -> dict[str, explore.Explorer]:
     gates = {"learned <gate>": (run, run.readout.gate), "means": (run, explore.normalised_means(run))}
     return {

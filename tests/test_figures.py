@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -18,10 +16,8 @@ def test_the_film_shows_the_first_and_the_last_gate_and_leaves_no_figure_open(ep
 
 
 @pytest.fixture(scope="module")
-def pair(run):
+def pair(run, bare):
     """The same network with its gate and without."""
-    bare = dataclasses.replace(run)
-    object.__setattr__(bare, "readout", dataclasses.replace(run.readout, gate=None, gates=None))
     return {"CSG": run, "STD": bare}
 
 
@@ -38,6 +34,8 @@ DRAWINGS = {
     "owned": (lambda pair: figures.owned(groups(pair), data.CLASSES), 2),
     "ablations": (lambda pair: figures.ablations(groups(pair) | {"none": []}, base="CSG"), 2),
     "compare": (lambda pair: figures.compare(groups(pair)), 2),
+    "places": (lambda pair: figures.places(pair, data.CLASSES, filters=3, shown=2), 12),
+    "trade": (lambda pair: figures.trade(groups(pair) | {"none": []}), 1),
     "losses": (lambda pair: figures.losses(pair["CSG"]), 1),
 }
 

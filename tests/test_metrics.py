@@ -248,3 +248,88 @@ def test_hoyers_sparsity_runs_from_equal_to_one_hot():
     assert metrics.hoyer(3 * torch.eye(16)) == pytest.approx(1)
     a = torch.tensor([[3.0, 4.0, 0.0, 0.0]])
     assert metrics.hoyer(a) == pytest.approx((2 - 7 / 5) / (2 - 1))
+
+
+# Where filters fire
+
+
+def test_the_spread_of_a_map_equals_its_slow_twin():
+    maps = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(0)).clamp(min=0)
+    for k, found in enumerate(metrics.spread(maps).tolist()):
+        total = weight = 0.0
+        for x in maps[:, k].double():
+            mass = x.sum().item()
+            rows = [sum(x[i].tolist()) for i in range(4)]
+            columns = [sum(x[:, j].tolist()) for j in range(6)]
+            apart = 0.0
+            for sums in (rows, columns):
+                centre = sum(i * s for i, s in enumerate(sums)) / mass
+                apart += sum(s * (i - centre) ** 2 for i, s in enumerate(sums)) / mass
+            total, weight = total + mass * (apart / 2) ** 0.5, weight + mass
+        assert found == pytest.approx(total / weight, rel=1e-6)
+
+
+def test_a_filter_that_fires_in_one_pixel_reaches_nowhere_and_a_dead_one_neither():
+    maps = torch.zeros(4, 2, 5, 5)
+    maps[:, 0, 2, 3] = 1
+    assert metrics.spread(maps).tolist() == [0, 0]
+
+
+def test_a_filter_that_tracks_a_part_has_no_instability():
+    g = torch.Generator().manual_seed(0)
+    places = torch.randint(0, 8, (30, 2), generator=g)
+    maps = torch.rand(30, 1, 8, 8, generator=g)
+    maps[torch.arange(30), 0, places[:, 0], places[:, 1]] = 9
+    centre = (places + 0.5) * 4  # of the cells, in an image of 32 x 32
+    landmarks = torch.stack((centre, centre + 3), 1)  # one part there, another at a constant distance
+    assert metrics.location_instability(maps, landmarks, (32, 32)) == pytest.approx(0, abs=1e-6)
+    scattered = torch.rand(30, 1, 2, generator=g) * 32
+    assert metrics.location_instability(maps, scattered, (32, 32)) > 0.05
+
+
+def twin_instability(maps, landmarks, size, top) -> float:
+    N, K, h, w = maps.shape
+    deviations = []
+    for k in range(K):
+        for p in range(landmarks.shape[1]):
+            order = sorted(range(N), key=lambda n: -maps[n, k].max().item())
+            marked = [n for n in order if not np.isnan(landmarks[n, p, 0].item())][:top]
+            if len(marked) < 2:
+                continue
+            distances = []
+            for n in marked:
+                i, j = divmod(int(maps[n, k].argmax()), w)
+                y, x = (i + 0.5) * size[0] / h, (j + 0.5) * size[1] / w
+                distances.append(np.hypot(y - landmarks[n, p, 0].item(), x - landmarks[n, p, 1].item()))
+            deviations.append(np.std(distances, ddof=1))
+    return np.mean(deviations) / np.hypot(*size)
+
+
+def test_location_instability_equals_its_slow_twin_with_parts_that_are_not_marked():
+    g = torch.Generator().manual_seed(1)
+    maps = torch.rand(20, 3, 4, 4, generator=g)
+    landmarks = torch.rand(20, 2, 2, generator=g) * 16
+    landmarks[::3, 0] = float("nan")
+    landmarks[2:, 1] = float("nan")
+    for top in (5, 100):
+        found = metrics.location_instability(maps, landmarks, (16, 24), top=top)
+        assert found == pytest.approx(twin_instability(maps, landmarks, (16, 24), top), rel=1e-5)
+
+
+def test_with_labels_a_filter_is_tried_on_the_class_that_excites_it_most():
+    g = torch.Generator().manual_seed(2)
+    maps, landmarks = torch.rand(12, 1, 4, 4, generator=g), torch.rand(12, 1, 2, generator=g) * 16
+    labels = torch.tensor([0, 3] * 6)
+    maps[1::2] += 5
+    alone = metrics.location_instability(maps[1::2], landmarks[1::2], (16, 16))
+    assert metrics.location_instability(maps, landmarks, (16, 16), labels) == pytest.approx(alone)
+
+
+def test_part_interpretability_counts_the_images_in_which_a_filter_meets_its_best_part():
+    maps = torch.zeros(10, 2, 8, 8)
+    maps[:, 0, 1:4, 1:4] = 1  # filter 0 fires where the head is, filter 1 in a corner without a part
+    maps[:, 1, 7, 7] = 1
+    parts = torch.zeros(10, 2, 32, 32, dtype=torch.bool)
+    parts[:5, 0, 4:16, 4:16] = True  # the head is shown in five images
+    parts[:, 1, 18:22, 2:10] = True
+    assert metrics.part_interpretability(maps, parts, share=0.2) == pytest.approx((1 + 0) / 2)

@@ -1,5 +1,7 @@
 """The runs under data/runs: whole, from clean commits, true to their readouts, and as good as the project promises."""
 
+import math
+
 import pytest
 
 from csglib import experiments, metrics, runs
@@ -18,11 +20,13 @@ def test_a_run_is_whole_stands_at_its_place_and_comes_from_a_clean_commit(folder
     run = runs.read(folder)
     assert run.recipe.name == folder.name
     assert run.provenance["dirty"] is False and len(run.provenance["commit"]) == 40
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 3e6
     assert len(run.history) == run.recipe.epochs
-    accuracy = metrics.accuracy(run.readout.logits, run.readout.labels)
-    assert run.metrics["accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    assert run.history[-1]["path"] in ("standard", "joint")  # the standard path is trained last
     a = run.readout
-    assert ((a.features @ a.weight.T + a.bias).argmax(1) == a.labels).double().mean() == pytest.approx(accuracy, abs=2e-4)
+    assert run.metrics["accuracy"] == metrics.accuracy(a.logits, a.labels)
+    assert run.metrics["mis"] == pytest.approx(metrics.mis(a.features, a.labels, len(a.bias)), abs=1e-9)
+    assert all(math.isfinite(v) for v in run.metrics.values() if v is not None)
     if run.recipe.method == "csg" and run.recipe.gate_projection == "max":
         assert (a.gate.amax(0) == 1).all() and run.metrics["l1_density"] >= 0.1
 
@@ -41,11 +45,9 @@ def test_every_published_run_is_asked_for_by_a_page():
 @pytest.mark.parametrize("run", [SHORT["csg"][0], SHORT["std"][0]], ids=["csg", "std"])
 def test_the_metrics_follow_from_the_readout(run):
     again = metrics.evaluate(run.readout)
-    assert again.keys() == run.metrics.keys()
-    assert all(
-        value == (stored and pytest.approx(stored, rel=1e-9))
-        for value, stored in zip(again.values(), run.metrics.values(), strict=True)
-    )
+    assert len(run.metrics) >= 8  # sharpness came later
+    for name, stored in run.metrics.items():
+        assert again[name] == (stored and pytest.approx(stored, rel=1e-9)), name
 
 
 def test_three_seeds_of_both_reach_what_the_short_schedule_promises():

@@ -7,14 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from csglib import Problem, metrics, runs
+from csglib import Problem, runs
 from csglib.runs import Readout, Recipe
 
 PLAIN = Recipe(precision="float32")
@@ -403,19 +402,3 @@ def test_a_published_folder_with_another_recipe_is_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / PLAIN.name)
     with pytest.raises(Problem, match="another recipe"):
         runs.published(PLAIN, tmp_path)
-
-
-PUBLISHED = sorted(p.parent for p in runs.PUBLISHED.glob("*/provenance.json"))
-
-
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.name)
-def test_every_published_run_is_whole_and_its_metrics_follow_from_its_readout(path):
-    found = runs.read(path)
-    assert path.name == found.recipe.name
-    assert found.metrics["accuracy"] == metrics.accuracy(found.readout.logits, found.readout.labels)
-    assert found.history[-1]["path"] in ("standard", "joint")  # the standard path is trained last
-    assert len(found.history) == found.recipe.epochs
-    assert sum(p.stat().st_size for p in path.iterdir()) < 3.5e6
-    score = metrics.mis(found.readout.features, found.readout.labels, 10)
-    assert score == pytest.approx(found.metrics["mis"], abs=1e-9)
-    assert np.isfinite([v for v in found.metrics.values() if v is not None]).all()

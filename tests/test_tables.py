@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from csglib import claims, tables
+from csglib import claims, metrics, tables
 from csglib.runs import PUBLISHED, Recipe, Run
 
 NOTHING = {"acc2": None, "acc3": None, "accuracy": 0.9, "mis": 0.1, "mis_null": 0.0, "mis_normalised": 0.3, "l1_density": None}
@@ -63,13 +63,16 @@ def test_a_runs_entry_shows_recipe_commit_data_and_command(run):
     assert f"(run-{run.recipe.name})=" in text
 
 
-def test_every_table_of_a_readout_holds_for_a_network_with_and_without_a_gate_and_for_none(run):
-    import dataclasses
-
-    bare = dataclasses.replace(run)
-    object.__setattr__(bare, "readout", dataclasses.replace(run.readout, gate=None, gates=None))
+def test_every_table_of_a_readout_holds_for_a_network_with_and_without_a_gate_and_for_none(run, bare):
     runs = {"csg": [run], "std": [bare], "none": []}
-    for table in (tables.overlap, tables.correlation, tables.removal, tables.clusters_alone, tables.representation):
+    for table in (
+        tables.overlap,
+        tables.correlation,
+        tables.removal,
+        tables.clusters_alone,
+        tables.representation,
+        tables.methods,
+    ):
         text = table(runs).data
         assert "nan" not in text and re.search(r"0\.\d{3}", text), table.__name__
 
@@ -84,3 +87,23 @@ def test_the_ablations_say_what_they_change_and_which_are_missing():
 def test_a_page_without_runs_has_an_answer_that_says_so(page):
     judged = claims.of_page(page, {})
     assert judged and "not here" in claims.answer(judged)
+
+
+def test_of_the_values_tried_the_most_informative_within_half_a_point_of_the_best_is_taken():
+    def tried(value: float, accuracy: float, mis: float) -> Run:
+        recipe = Recipe(method="picnn", theta_lr=value, holdout=50, precision="float32")
+        known = NOTHING | {"accuracy": accuracy, "mis": mis, "sharpness": 0.5, "acc3": 0.1}
+        return Run(PUBLISHED / recipe.name, recipe, known, {})
+
+    runs = {"a": [tried(0.1, 0.70, 0.2)], "b": [tried(0.2, 0.697, 0.3)], "c": [tried(0.3, 0.694, 0.9)], "d": []}
+    text = tables.choices(runs, "theta_lr").data
+    assert [line.split("|")[1].strip() for line in text.splitlines() if "taken" in line] == ["0.2"]
+    assert "seed 0, measured on 50 training images set apart" in text
+    assert "No value" in tables.choices({"d": []}, "theta_lr").data
+
+
+def test_drawn_masks_are_shown_beside_hard_and_expected_ones(run):
+    lines = tables.clusters_by_mask([run]).data.splitlines()[2:]
+    hard = metrics.clusters(run.readout, run.readout.gate)
+    assert f"{hard[0]:.4f}" in lines[0] and f"{hard[1]:.4f}" in lines[0]
+    assert "±" in lines[2] and "±" not in lines[0]
