@@ -25,8 +25,7 @@ from torch import Tensor
 from csglib import Problem
 from csglib.data import ROOT, digest
 
-FORMAT = 2  # of the run folder: 1 also stored the logits, which follow from the rest
-READABLE = (1, 2)
+FORMAT = 2  # of the run folder; a folder of another format is refused
 PUBLISHED = ROOT / "data" / "runs"
 FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetensors", "metrics.json")
 
@@ -187,9 +186,9 @@ def read(path: Path | str) -> Run:
         raise Problem(f"{path} is not a finished run (no provenance.json): train one with `csglib train --out {path}`")
     again = "restore it with git, or train the run again into a new folder"
     provenance = read_json(path / "provenance.json", again)
-    if provenance.get("format") not in READABLE:
+    if provenance.get("format") != FORMAT:
         raise Problem(
-            f"{path} has run format {provenance.get('format')}, this csglib reads up to {FORMAT}: train the run again"
+            f"{path} has run format {provenance.get('format')}, this csglib reads {FORMAT}: train the run again"
         )
     sums = provenance.get("sha256")
     if not isinstance(sums, dict):
@@ -284,7 +283,6 @@ def pack(readout: Readout) -> dict[str, Tensor]:
 
 def unpack(stored: dict[str, Tensor]) -> Readout:
     stored = dict(stored)
-    stored.pop("logits", None)  # of format 1
     low, span = stored.pop("low"), stored.pop("span")
     q = stored.pop("features").to(torch.float64) / 65535
     return Readout(features=(low + span * q * q).float(), **(stored | {"labels": stored["labels"].long()}))

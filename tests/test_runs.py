@@ -284,7 +284,7 @@ def rewrite_provenance(folder: Path, **changes) -> None:
 
 def test_a_run_of_another_format_is_refused(copied):
     rewrite_provenance(copied, format=99)
-    with pytest.raises(Problem, match="format 99.*up to 2"):
+    with pytest.raises(Problem, match="format 99.*reads 2"):
         runs.read(copied)
 
 
