@@ -187,9 +187,7 @@ def read(path: Path | str) -> Run:
     again = "restore it with git, or train the run again into a new folder"
     provenance = read_json(path / "provenance.json", again)
     if provenance.get("format") != FORMAT:
-        raise Problem(
-            f"{path} has run format {provenance.get('format')}, this csglib reads {FORMAT}: train the run again"
-        )
+        raise Problem(f"{path} has run format {provenance.get('format')}, this csglib reads {FORMAT}: train the run again")
     sums = provenance.get("sha256")
     if not isinstance(sums, dict):
         raise Problem(f"{path / 'provenance.json'} was altered after the run (it holds no digests): {again}")
