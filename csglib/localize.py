@@ -1,0 +1,103 @@
+"""Where a network looks: heat maps of classes and of filters, and how well they agree with boxes or masks of the object.
+
+Definitions after CSG's released code (CAM, ActivMap, GradMap) and Choe et al., CVPR 2020 (MaxBoxAcc).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+def cam(maps: Float[Tensor, "N K h w"], weight: Float[Tensor, "C K"], classes: Int[Tensor, " N"]) -> Float[Tensor, "N h w"]:
+    """Class activation map: the filters' maps, weighted by the head's row of each image's class."""
+    return torch.einsum("nkhw,nk->nhw", maps, weight[classes])
+
+
+def enlarge(heat: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
+    return F.interpolate(heat[:, None], size, mode="bilinear")[:, 0]
+
+
+def hottest(heat: Float[Tensor, "N H W"], share: float) -> Bool[Tensor, "N H W"]:
+    """Each image's hottest share of pixels, exactly that many; of equals the first."""
+    count = max(1, round(share * heat[0].numel()))
+    flat = heat.flatten(1)
+    chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).view_as(heat)
+
+
+def filter_thresholds(maps: Float[Tensor, "N K h w"], share: float = 0.3) -> Float[Tensor, " K"]:
+    """ActivMap's T_k: the value that a share of filter k's activations reach, over all places of (training) images.
+
+    It is 0 for a filter that fires in fewer places.  Then T_k marks every pixel of every image, so report how many there are.
+    """
+    N, K, h, w = maps.shape
+    count = max(1, math.floor(share * N * h * w))
+    return maps.transpose(0, 1).flatten(1).kthvalue(N * h * w - count + 1, dim=1).values
+
+
+def activation_masks(
+    maps: Float[Tensor, "N h w"], threshold: Float[Tensor, ""], size: tuple[int, int]
+) -> Bool[Tensor, "N H W"]:
+    """Where one filter's enlarged map reaches its threshold."""
+    return enlarge(maps, size) >= threshold
+
+
+def gradmap(net: nn.Module, images: Float[Tensor, "N 3 H W"], filters: Int[Tensor, " R"]) -> Float[Tensor, "R N H W"]:
+    """How strongly each pixel moves the mean activation of a filter: the gradient's norm over colours, smoothed.
+
+    Divided by its root mean square over the image, then blurred with a Gaussian of 30 pixels' deviation and 61 pixels' width;
+    the released code takes what exceeds 1.
+    """
+    from torchvision.transforms.functional import gaussian_blur
+
+    x = images.detach().requires_grad_(True)
+    a = net.pooled(x)  # (N, K)
+    rows = []
+    for i, k in enumerate(filters.tolist()):
+        (gradient,) = torch.autograd.grad(a[:, k].sum(), x, retain_graph=i + 1 < len(filters))
+        heat = gradient.norm(dim=1)
+        rms = heat.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
+        rows.append(gaussian_blur(heat / rms, [61, 61], [30.0, 30.0]))
+    return torch.stack(rows)
+
+
+def box_masks(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> Bool[Tensor, "N H W"]:
+    """The pixels whose centres lie in the box (left, top, right, bottom)."""
+    y, x = (torch.arange(n, device=boxes.device) + 0.5 for n in size)
+    left, top, right, bottom = boxes.T[:, :, None]
+    return ((y > top) & (y < bottom))[:, :, None] & ((x > left) & (x < right))[:, None, :]
+
+
+def iou(a: Bool[Tensor, "N H W"], b: Bool[Tensor, "N H W"]) -> Float[Tensor, " N"]:
+    """Intersection over union of each pair of masks; 0 of two empty ones."""
+    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
+    return both / either.clamp(min=1)
+
+
+def max_box_accuracy(
+    heat: Float[Tensor, "N H W"], boxes: Float[Tensor, "N 4"], thresholds: int = 100, overlap: float = 0.5
+) -> Float[Tensor, " T"]:
+    """At each threshold from 0 to 1, the share of images whose largest hot region's box meets the object's.
+
+    Each heat map is first scaled to [0, 1].  Its maximum over thresholds is MaxBoxAcc; choose the threshold on other images.
+    """
+    from scipy.ndimage import find_objects, label
+    from torchvision.ops import box_iou
+
+    low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
+    scaled = ((heat - low) / (high - low).clamp(min=1e-12)).cpu().numpy()
+    hits = torch.zeros(thresholds)
+    for n, picture in enumerate(scaled):
+        for t in range(thresholds):
+            regions, count = label(picture >= t / thresholds)
+            if not count:
+                continue
+            places = find_objects(regions)
+            largest = max(range(count), key=lambda r: (regions[places[r]] == r + 1).sum())
+            rows, columns = places[largest]
+            found = torch.tensor([[columns.start, rows.start, columns.stop, rows.stop]], dtype=boxes.dtype)
+            hits[t] += box_iou(found, boxes[n : n + 1].cpu()).item() >= overlap
+    return hits / len(heat)

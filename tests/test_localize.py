@@ -1,0 +1,133 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+
+from csglib import localize, nets
+
+
+def heat(n: int = 3, h: int = 4, w: int = 5, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_class_activation_map_averages_to_the_logit_without_its_bias():
+    maps, W = torch.rand(4, 6, 3, 3), torch.randn(5, 6)
+    classes = torch.tensor([0, 4, 2, 2])
+    found = localize.cam(maps, W, classes)
+    logits = maps.mean((2, 3)) @ W.T
+    assert torch.allclose(found.mean((1, 2)), logits[torch.arange(4), classes], atol=1e-5)
+    assert found[1, 2, 0].item() == pytest.approx(sum(W[4, k].item() * maps[1, k, 2, 0].item() for k in range(6)), abs=1e-5)
+
+
+@given(st.integers(1, 99))
+def test_the_hottest_pixels_are_exactly_their_share_and_none_outside_is_hotter(percent):
+    x = heat()
+    chosen = localize.hottest(x, percent / 100)
+    assert (chosen.sum((1, 2)) == max(1, round(percent / 100 * 20))).all()
+    for n in range(3):
+        if not chosen[n].all():
+            assert x[n][chosen[n]].min() >= x[n][~chosen[n]].max()
+
+
+def test_the_threshold_of_a_filter_is_reached_by_its_share_of_places():
+    maps = torch.rand(10, 3, 4, 5)
+    maps[:, 1] = 0
+    maps[0, 1, 0, 0] = 7  # fires in one place of 200
+    t = localize.filter_thresholds(maps, 0.3)
+    for k in (0, 2):
+        assert (maps[:, k] >= t[k]).sum() == 60
+    assert t[1] == 0
+    assert localize.activation_masks(maps[:, 1], t[1], (8, 10)).all()  # the trap: it marks everything
+
+
+def test_the_box_of_a_mask_is_its_pixels():
+    boxes = torch.tensor([[0.0, 0, 4, 3], [1.4, 0.6, 2.6, 2.4], [2, 1, 2, 1]])
+    masks = localize.box_masks(boxes, (3, 4))
+    assert masks[0].all() and masks[2].sum() == 0
+    assert masks[1].nonzero().tolist() == [[1, 1], [1, 2]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(*[hnp.arrays(bool, (2, 3, 4))] * 2)
+def test_the_intersection_over_union_equals_its_slow_twin(a, b):
+    found = localize.iou(torch.from_numpy(a), torch.from_numpy(b)).tolist()
+    for n in range(2):
+        first, second = set(map(tuple, np.argwhere(a[n]))), set(map(tuple, np.argwhere(b[n])))
+        assert found[n] == pytest.approx(len(first & second) / max(len(first | second), 1))
+
+
+def test_the_gradient_map_shows_the_pixels_that_a_filter_reads():
+    net = nets.Split(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), nn.Linear(2, 2)).double()
+    seen = torch.zeros(2, 1, 64, 64, dtype=torch.float64)
+    seen[0, :, :, :32], seen[1, :, :, 32:] = 1, 1  # filter 0 reads the left half, filter 1 the right one
+    net.mask = Halves(seen)
+    net.features[0].bias.data.fill_(10)
+    maps = localize.gradmap(net, torch.rand(2, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 1]))
+    assert maps.shape == (2, 2, 64, 64)
+    assert (maps[0, :, :, 10] > maps[0, :, :, 53]).all() and (maps[1, :, :, 53] > maps[1, :, :, 10]).all()
+
+
+class Halves(nn.Module):
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        return x * self.seen[:, 0]
+
+
+def twin_gradient_map(net, image: torch.Tensor, k: int) -> np.ndarray:
+    """By finite differences and a Gaussian written out, reflecting at the border."""
+    C, H, W = image.shape
+    g = np.zeros((H, W))
+    for i in range(H):
+        for j in range(W):
+            total = 0.0
+            for c in range(C):
+                up, down = image.clone(), image.clone()
+                up[c, i, j] += 1e-5
+                down[c, i, j] -= 1e-5
+                total += ((net.pooled(up[None])[0, k] - net.pooled(down[None])[0, k]).item() / 2e-5) ** 2
+            g[i, j] = math.sqrt(total)
+    g /= math.sqrt((g**2).mean())
+    kernel = np.array([math.exp(-0.5 * (d / 30) ** 2) for d in range(-30, 31)])
+    kernel /= kernel.sum()
+    for axis in (0, 1):
+        padded = np.pad(g, [(30, 30) if a == axis else (0, 0) for a in (0, 1)], mode="reflect")
+        g = sum(kernel[d] * np.take(padded, range(d, d + g.shape[axis]), axis) for d in range(61))
+    return g
+
+
+def test_the_gradient_map_equals_its_slow_twin():
+    torch.manual_seed(0)
+    net = nets.Split(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh()), nn.Linear(2, 2)).double()
+    image = torch.rand(3, 32, 32, dtype=torch.float64)
+    found = localize.gradmap(net, image[None], torch.tensor([1]))[0, 0].detach().numpy()
+    assert np.allclose(found, twin_gradient_map(net, image, 1), rtol=1e-4)
+
+
+# Boxes
+
+
+def test_a_heat_map_that_is_the_box_finds_it_at_every_threshold_above_zero():
+    boxes = torch.tensor([[2.0, 1, 6, 5], [0, 0, 8, 3]])
+    hits = localize.max_box_accuracy(localize.box_masks(boxes, (8, 8)).float(), boxes, thresholds=10)
+    assert hits[0] == 0.0 and (hits[1:] == 1).all()  # at 0 all pixels count, and the whole image is neither box
+
+
+def test_of_several_regions_the_largest_counts():
+    x = torch.zeros(1, 8, 8)
+    x[0, :2, :2], x[0, 3:8, 3:8] = 1, 0.9
+    box = torch.tensor([[3.0, 3, 8, 8]])
+    hits = localize.max_box_accuracy(x, box, thresholds=20)
+    assert hits[10] == 1 and hits[19] == 0  # above 0.9 the small region is left
+
+
+def test_a_flat_heat_map_marks_nothing_above_zero():
+    hits = localize.max_box_accuracy(torch.full((1, 4, 4), 3.0), torch.tensor([[0.0, 0, 4, 4]]), thresholds=5)
+    assert hits.tolist() == [1, 0, 0, 0, 0]
