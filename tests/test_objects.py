@@ -9,7 +9,6 @@ from PIL import Image
 from csglib import Problem, objects
 from csglib.objects import ANIMALS
 
-
 XML = "<annotation>{}</annotation>"
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
 
