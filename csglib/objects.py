@@ -30,6 +30,16 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def groups(self) -> Int[Tensor, " N"]:
+        """Which photograph each object is of, numbered in their order."""
+        place = {name: i for i, name in enumerate(dict.fromkeys(self.photographs))}
+        return torch.tensor([place[name] for name in self.photographs])
+
+    def take(self, order: list[int]) -> "Objects":
+        names = tuple(self.photographs[i] for i in order)
+        return Objects(self.images[order], self.labels[order], self.boxes[order], names)
+
 
 @dataclass(frozen=True)
 class Box:
@@ -75,6 +85,13 @@ def read_voc(
     if absent := [c for i, c in enumerate(classes) if i not in labels]:
         raise Problem(f"{folder} has no object of class {absent[0]} in split {split}: leave the class out, or add photographs")
     return Objects(torch.stack(images), torch.tensor(labels), torch.tensor(boxes), tuple(photographs))
+
+
+def load(root: Path | str) -> tuple[Objects, Objects]:
+    """The animals of the lists train and val.  The photographs of train are shuffled, so that its end can be held out."""
+    train, val = read_voc(root, "train"), read_voc(root, "val")
+    rank = torch.randperm(int(train.groups.max()) + 1, generator=torch.Generator().manual_seed(0))
+    return train.take(rank[train.groups].argsort(stable=True).tolist()), val
 
 
 def voc_folder(root: Path) -> Path:

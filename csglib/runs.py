@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetenso
 class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
-    dataset: str = "cifar10"  # cifar10 | cifar10-mini
+    dataset: str = "cifar10"  # cifar10 | cifar10-mini | voc:FOLDER, animals in VOC's layout beside the downloads
     net: str = "resnet20"  # resnet20, or NAME@LAYER: a network of torchvision cut after that layer, such as resnet18@layer4
     method: str = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: int = 30  # passes over the training images, of both paths together
@@ -59,6 +60,8 @@ class Recipe:
     correspondence: str = "learned"  # PICNN's matrix: learned | random, one class a filter, fixed
     template_weight: float = 1e-6  # of ICNN's filter loss in the first epoch; in epoch e divided by e
     holdout: int = 0  # last training images, set apart and read out in place of the test images: for choices
+    weights: str = "fresh"  # where they start: fresh | imagenet; the head is always fresh
+    thaw: str = ""  # the layers that learn, by the beginnings of their names, separated by commas; empty: all
     precision: str = "auto"  # float32 | bfloat16 (autocast) | auto: chosen for the device and written here before training
 
     def __post_init__(self):
@@ -87,6 +90,7 @@ class Recipe:
             ("theta_decay", 0 <= self.theta_decay < float("inf"), "use 0 or a small number such as 0.0001"),
             ("correspondence", self.correspondence in ("learned", "random"), "use learned or random"),
             ("template_weight", 0 <= self.template_weight < float("inf"), "use a number such as 1e-6"),
+            ("weights", self.weights in ("fresh", "imagenet"), "use fresh or imagenet"),
             ("holdout", self.holdout >= 0, "use 0, or a number of images such as 5000"),
             ("precision", self.precision in ("auto", "float32", "bfloat16"), "use auto, float32 or bfloat16"),
         ):
@@ -111,7 +115,8 @@ class Recipe:
     @property
     def name(self) -> str:
         """What its folder under data/runs is called."""
-        return f"{self.dataset}-{self.net}-{self.method}-{self.epochs}e-s{self.seed}-{self.key[:6]}"
+        words = f"{self.dataset}-{self.net}-{self.method}-{self.epochs}e-s{self.seed}-{self.key[:6]}"
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", words)
 
     @property
     def flags(self) -> str:

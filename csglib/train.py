@@ -37,7 +37,8 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     m = method(recipe)
     dataset = load(recipe)
     torch.manual_seed(recipe.seed)
-    net = nets.build(recipe.net, len(dataset.classes))
+    net = nets.build(recipe.net, len(dataset.classes), recipe.weights)
+    nets.freeze(net, recipe.thaw)
     gate = m.gate(recipe, net)
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
@@ -85,9 +86,12 @@ def load(recipe: Recipe) -> Dataset:
     dataset, n = data.load(recipe.dataset), recipe.holdout
     if not n:
         return dataset
-    if n >= len(dataset.train):
-        raise Problem(f"holdout {n} leaves none of the {len(dataset.train)} training images: choose a smaller one")
-    part = [Images(dataset.train.images[s], dataset.train.labels[s]) for s in (slice(-n), slice(-n, None))]
+    a = dataset.train
+    while n < len(a) and a.groups is not None and a.groups[-n] == a.groups[-n - 1]:
+        n += 1  # take the photograph whole
+    if n >= len(a):
+        raise Problem(f"holdout {recipe.holdout} leaves none of the {len(a)} training images: choose a smaller one")
+    part = [Images(a.images[s], a.labels[s]) for s in (slice(-n), slice(-n, None))]
     return dataclasses.replace(dataset, train=part[0], test=part[1])
 
 
@@ -247,10 +251,9 @@ def layout(p: Tensor) -> torch.memory_format:
 
 
 def weights_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with Nesterov's momentum over the network's parameters; the gate is not among them, nor in its weight decay."""
-    return torch.optim.SGD(
-        net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True
-    )
+    """SGD with Nesterov's momentum over what learns of the network; the gate is not among it, nor in its weight decay."""
+    learning = [p for p in net.parameters() if p.requires_grad]
+    return torch.optim.SGD(learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True)
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:

@@ -148,3 +148,44 @@ def test_a_recipe_names_a_network_of_torchvision_and_its_layer(tiny, tmp_path):
 def test_an_unknown_network_or_layer_in_a_recipe_is_refused(name, words):
     with pytest.raises(Problem, match=words):
         nets.build(name, 10)
+
+
+# Weights learned on ImageNet, and frozen layers
+
+
+def test_only_thawed_layers_and_the_head_learn_and_frozen_ones_keep_their_statistics():
+    net = nets.build("resnet18@layer4", 6)
+    prefix = "0.layer4"
+    nets.freeze(net, prefix)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    optimiser = train.weights_optimiser(net, Recipe())
+    net.train()
+    nn.functional.cross_entropy(net(torch.rand(4, 3, 64, 64)), torch.arange(4)).backward()
+    optimiser.step()
+    moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(k.startswith(("features." + prefix, "head")) for k in moved)
+    assert {"head.weight", f"features.{prefix}.0.conv1.weight", f"features.{prefix}.0.bn1.running_mean"} <= moved
+
+
+def test_csg_and_standard_training_thaw_the_same_layers():
+    """The released code counts the gate as a layer and so trains one layer more without it."""
+    counts = set()
+    for name in ("standard", "csg", "picnn"):
+        recipe = Recipe(method=name, net="resnet18@layer4", thaw="0.layer3,0.layer4")
+        net = nets.build(recipe.net, 200, recipe.weights)
+        nets.freeze(net, recipe.thaw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            methods.method(recipe).gate(recipe, net)
+        counts.add(sum(p.numel() for group in train.weights_optimiser(net, recipe).param_groups for p in group["params"]))
+    assert len(counts) == 1
+
+
+def test_a_layer_to_thaw_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(Problem, match="begins with 'layer9': the network has .*0.layer4"):
+        nets.freeze(nets.build("resnet18@layer4", 6), "0.layer4,layer9")
+
+
+def test_weights_that_do_not_exist_are_refused():
+    with pytest.raises(Problem, match="no ImageNet weights for resnet20: choose efficientnet_lite0"):
+        nets.build("resnet20", 6, "imagenet")

@@ -6,8 +6,9 @@ import torch
 from conftest import SHARED
 from PIL import Image
 
-from csglib import Problem, objects
+from csglib import Problem, data, objects, train
 from csglib.objects import ANIMALS
+from csglib.runs import Recipe
 
 XML = "<annotation>{}</annotation>"
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
@@ -118,3 +119,22 @@ def test_the_animals_are_read_whole_and_split_by_photograph(name, counts):
         assert set(part.labels.tolist()) == set(range(len(ANIMALS)))
         longer = torch.maximum(part.boxes[:, 2] - part.boxes[:, 0], part.boxes[:, 3] - part.boxes[:, 1])
         assert torch.allclose(longer, torch.tensor(16.0), atol=0.01)
+
+
+def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(tmp_path, monkeypatch):
+    root = SHARED / "data" / "voc_animals"
+    if not root.is_dir():
+        pytest.skip(f"the animals are not here: {root}")
+    (tmp_path / "animals").symlink_to(root)
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    whole = data.load("voc:animals")
+    assert whole.classes == ANIMALS and whole.train.images.shape[1:] == (3, 128, 128)
+    for n in (30, 31, 32, 33):
+        part = train.load(Recipe(dataset="voc:animals", holdout=n))
+        left = len(part.train)
+        assert n <= len(part.test) <= n + 10 and left + len(part.test) == len(whole.train)
+        assert whole.train.groups[left - 1] != whole.train.groups[left]
+    assert len(set(part.test.labels.tolist())) > 3  # the photographs are shuffled
+    assert Recipe(dataset="voc:animals", precision="float32").name.startswith("voc-animals-resnet20")
+    with pytest.raises(Problem, match="should hold one folder with JPEGImages"):
+        data.load("voc:nowhere")

@@ -71,6 +71,8 @@ OTHER = {
     "gate_projection": "clip",
     "fixed_gate": "shuffled",
     "correspondence": "random",
+    "weights": "imagenet",
+    "thaw": "conv1",
     "precision": "bfloat16",
 }
 
