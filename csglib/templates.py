@@ -87,7 +87,7 @@ class TemplateMask(nn.Module):
         count = member.sum(0)[:, None]
         seen = member.T @ x.amax((2, 3)) / count.clamp(min=1)
         first = self.peaks.amax() == 0
-        moved = torch.where(first, seen.clamp(min=0.1), 0.9 * self.peaks + 0.1 * seen)
+        moved = torch.where(first, seen.clamp(min=0.1), 0.9 * self.peaks + 0.1 * seen)  # as released
         self.peaks.copy_(torch.where(count > 0, moved, torch.where(first, 0.1, self.peaks)))
 
         # The spread of each map in pixels of one axis; averaged over the images of the filter's class, by their activation.
@@ -95,6 +95,7 @@ class TemplateMask(nn.Module):
         spread = sum(variance(sums) for sums in (x.sum(3), x.sum(2))).div(2).sqrt()
         sigma = (strength * spread).sum(0) / strength.sum(0).clamp(min=1e-9)
         target = (3 / sigma.clamp(min=1e-9)).clamp(1.5, 3.0)
+        # 0.05: the released code's factor 10,000 times its learning rates 1e-4 and 0.05
         self.steepness.lerp_(torch.where(strength.sum(0) > 0, target, self.steepness), 0.05)
 
 
@@ -129,6 +130,7 @@ def filter_loss(x: Float[Tensor, "N K H W"], labels: Int[Tensor, " N"], mask: Te
         fits, silent = (x * M).mean((2, 3)), -x.mean((2, 3))
         # log Z, up to the temperature: its masks are those of another filter on another image
         elsewhere = (x * M.flip(0, 1)).mean((2, 3))
+        # both kinds weigh the same where classes are balanced
         s_own = 0.5 * C * strength(fits, elsewhere, own)
         s_other = 0.5 / (1 - 1 / C) * strength(silent, silent, ~own)
     loss = (s_other * x.sum((2, 3)) - s_own * (M * x).sum((2, 3))).sum() / N

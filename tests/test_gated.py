@@ -1,11 +1,13 @@
 """Any network of torchvision, cut after a layer, under every method."""
 
+import copy
 import warnings
 
 import pytest
 import torch
 import torchvision.models as tv
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig
 
 import csglib
 from csglib import Problem, methods, nets, train
@@ -20,7 +22,11 @@ FAMILIES = {
     "mobilenet": (lambda: tv.mobilenet_v2(), "features", True),
     "efficientnet": (lambda: tv.efficientnet_b0(), "features", True),
     "regnet": (lambda: tv.regnet_y_400mf(), "trunk_output", True),
-    "convnext": (lambda: tv.convnext_tiny(), "features", False),
+    "convnext": (
+        lambda: tv.ConvNeXt([CNBlockConfig(24, 48, 1), CNBlockConfig(48, 96, 1), CNBlockConfig(96, None, 1)]),
+        "features",
+        False,
+    ),
     "shufflenet": (lambda: tv.shufflenet_v2_x0_5(), "conv5", True),
     "googlenet": (lambda: tv.googlenet(init_weights=False), "inception5b", True),
     "vit": (lambda: tv.VisionTransformer(32, 8, 2, 2, 64, 128), "encoder", False),
@@ -33,12 +39,13 @@ def family(request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's about fresh weights
         make, layer, linear = FAMILIES[request.param]
-        return make(), layer, linear
+        network = make()
+        return network, layer, linear, csglib.gated(network, layer, num_classes=10)
 
 
 def test_every_method_trains_every_family(family, mini):
     """Three steps on the embedded sample: head and gate move, what comes out is finite, evaluation draws nothing."""
-    network, layer, _ = family
+    network, _, _, cut = family
     x, y = to_float(mini.train.images[:8]), mini.train.labels[:8]
     if not isinstance(network, tv.VisionTransformer):
         x = nn.functional.interpolate(x, size=64)  # so that the last maps have places
@@ -46,7 +53,7 @@ def test_every_method_trains_every_family(family, mini):
         recipe = Recipe(method=name, lr=0.01)
         m = methods.method(recipe)
         torch.manual_seed(0)
-        net = csglib.gated(network, layer, num_classes=10)
+        net = copy.deepcopy(cut).train()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a layer of few filters
             gate = m.gate(recipe, net)
@@ -72,7 +79,7 @@ def test_every_method_trains_every_family(family, mini):
 
 
 def test_the_networks_own_head_is_kept_where_it_is_linear_and_refused_where_it_is_not(family):
-    network, layer, linear = family
+    network, layer, linear, _ = family
     if not linear:
         with pytest.raises(Problem, match="not linear on the spatial mean.*give num_classes"):
             csglib.gated(network, layer)
