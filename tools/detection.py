@@ -1,0 +1,73 @@
+"""Attack published networks of CIFAR-10 and measure how well their features betray it: data/detection.json.
+
+    python tools/detection.py [IMAGES]
+
+Of the first IMAGES test images those count that the network classifies rightly and the attack turns: a detector is to tell
+them from themselves before the attack.  A run that stands in the file with the same weights is left alone, so the tool goes on
+where it was stopped.
+"""
+
+import json
+import sys
+
+import torch
+
+from csglib import attacks, data, experiments, runs
+from csglib.train import load, network
+
+IMAGES = int(sys.argv[1]) if len(sys.argv) > 1 else 2600
+SIZES = (500, 1000, 2000)
+SPLITS = 5
+FILE = data.ROOT / "data" / "detection.json"
+
+
+def strangers(labels: torch.Tensor) -> torch.Tensor:
+    """For each image the place of the next one with another label: whose features the adaptive attack imitates."""
+    N = len(labels)
+    order = torch.arange(N)
+    other = (order + 1) % N
+    while (same := labels[other] == labels).any():
+        other[same] = (other[same] + 1) % N
+    return other
+
+
+def measure(run: runs.Run) -> dict:
+    net = network(run).eval()
+    test = load(run.recipe).test
+    images, labels = data.to_float(test.images[:IMAGES]).contiguous(), test.labels[:IMAGES]
+    with torch.no_grad():
+        natural = torch.cat([net.pooled(batch) for batch in images.split(200)])
+    right = net.head(natural).argmax(1) == labels
+    target = natural[strangers(labels)]
+    found = {"key": run.recipe.key, "model": run.provenance["sha256"]["model.safetensors"], "images": IMAGES}
+    found |= {"accuracy": right.double().mean().item(), "attacks": {}}
+    for name in (*attacks.ATTACKS, "match"):
+        features = []
+        for i in range(0, IMAGES, 200):
+            x, y = images[i : i + 200], labels[i : i + 200]
+            generator = torch.Generator().manual_seed(i)
+            x = attacks.match(net, x, target[i : i + 200]) if name == "match" else attacks.attack(net, x, y, name, generator)
+            with torch.no_grad():
+                features.append(net.pooled(x))
+        changed = torch.cat(features)
+        with torch.no_grad():
+            turned = right & (net.head(changed).argmax(1) != labels)
+        pair = natural[turned], changed[turned]
+        used = int(turned.sum())
+        errors = {s: attacks.detection_errors(*pair, s, SPLITS) for s in SIZES if used >= s // 2 + 50}
+        found["attacks"][name] = {"turned": used / int(right.sum()), "used": used, "errors": errors}
+        print(f"{run.recipe.name} {name}: {used} turned, errors {errors}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    known = json.loads(FILE.read_text()) if FILE.exists() else {"runs": {}}
+    for group in experiments.published("table1", "short").values():
+        for run in group:
+            there = known["runs"].get(run.recipe.name, {})
+            if (there.get("model"), there.get("images")) == (run.provenance["sha256"]["model.safetensors"], IMAGES):
+                continue
+            if run.recipe.method in ("standard", "csg"):
+                here = runs.provenance(torch.device("cpu"))
+                known["runs"][run.recipe.name] = measure(run) | {name: here[name] for name in ("commit", "dirty", "hardware")}
+                runs.write(FILE, runs.dump(known))
