@@ -101,3 +101,79 @@ def max_box_accuracy(
             found = torch.tensor([[columns.start, rows.start, columns.stop, rows.stop]], dtype=boxes.dtype)
             hits[t] += box_iou(found, boxes[n : n + 1].cpu()).item() >= overlap
     return hits / len(heat)
+
+
+# Scores of one network on one set of objects; thresholds and classes of filters are fitted on the training objects.
+
+
+def cam_scores(
+    train: Float[Tensor, "M H W"], train_boxes: Float[Tensor, "M 4"], test: Float[Tensor, "N H W"], boxes: Float[Tensor, "N 4"]
+) -> dict[str, float]:
+    """Of enlarged class activation maps: mean IoU of the hottest 30 % with the box, AP30, and the accuracy of their boxes.
+
+    `box_accuracy` has the threshold that was best on the training objects, `max_box_accuracy` the best of all on these.
+    """
+    overlap = iou(hottest(test, 0.3), box_masks(boxes, test.shape[1:]))
+    curve = max_box_accuracy(test, boxes)
+    chosen = int(max_box_accuracy(train, train_boxes).argmax())
+    return {
+        "iou": overlap.mean().item(),
+        "ap30": (overlap > 0.3).double().mean().item(),
+        "box_accuracy": curve[chosen].item(),
+        "max_box_accuracy": curve.max().item(),
+    }
+
+
+def activation_scores(
+    train: Float[Tensor, "M K h w"],
+    train_labels: Int[Tensor, " M"],
+    train_masks: Bool[Tensor, "M H W"],
+    test: Float[Tensor, "N K h w"],
+    labels: Int[Tensor, " N"],
+    masks: Bool[Tensor, "N H W"],
+    num_classes: int,
+) -> dict[str, float | list[int]]:
+    """ActivMap: a filter belongs to the class in whose images it most often exceeds an IoU of 0.3; its IoU in these images.
+
+    Means over filters; `filters` counts those of each class, `zero_thresholds` is the share of filters whose threshold is 0 and
+    which therefore mark whole images; `iou_positive` is the mean IoU of the others, NaN if there are none.
+    """
+    T = filter_thresholds(train)
+    size = masks.shape[1:]
+    counts, overlaps, hits = [0] * num_classes, [], []
+    for k in range(train.shape[1]):
+        seen = (iou(activation_masks(train[:, k], T[k], size), train_masks) > 0.3).double()
+        share = [seen[train_labels == c].mean().item() if (train_labels == c).any() else 0.0 for c in range(num_classes)]
+        own = max(range(num_classes), key=share.__getitem__)
+        here = labels == own
+        overlap = iou(activation_masks(test[here, k], T[k], size), masks[here])
+        counts[own] += 1
+        overlaps.append(overlap.mean().item())
+        hits.append((overlap > 0.3).double().mean().item())
+    found, positive = torch.tensor(overlaps), T.cpu() > 0
+    return {
+        "iou": found.nanmean().item(),
+        "ap30": torch.tensor(hits).nanmean().item(),
+        "iou_positive": found[positive].nanmean().item(),
+        "zero_thresholds": (T <= 0).double().mean().item(),
+        "filters": counts,
+    }
+
+
+def gradient_scores(
+    net: nn.Module,
+    means: Float[Tensor, "C K"],
+    images: Float[Tensor, "N 3 H W"],
+    labels: Int[Tensor, " N"],
+    masks: Bool[Tensor, "N H W"],
+    filters: int = 30,
+    batch: int = 50,
+) -> dict[str, float]:
+    """GradMap: for each image the mean IoU over the filters that its class excites most (means of the training objects)."""
+    found = torch.zeros(len(labels))
+    for c in labels.unique().tolist():
+        best = means[c].topk(min(filters, means.shape[1])).indices
+        for place in (labels == c).nonzero()[:, 0].split(batch):
+            heat = gradmap(net, images[place], best)
+            found[place] = torch.stack([iou(h > 1, masks[place]) for h in heat]).mean(0).cpu()
+    return {"iou": found.mean().item(), "ap20": (found >= 0.2).double().mean().item()}

@@ -131,3 +131,70 @@ def test_of_several_regions_the_largest_counts():
 def test_a_flat_heat_map_marks_nothing_above_zero():
     hits = localize.max_box_accuracy(torch.full((1, 4, 4), 3.0), torch.tensor([[0.0, 0, 4, 4]]), thresholds=5)
     assert hits.tolist() == [1, 0, 0, 0, 0]
+
+
+# Scores
+
+
+def corner_maps() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Objects of two classes; filter 0 fires on those of class 0, where they are, filter 1 nowhere, filter 2 everywhere."""
+    labels = torch.tensor([0, 1] * 6)
+    maps = torch.zeros(12, 3, 4, 4)
+    maps[labels == 0, 0, :2, :2] = 1 + torch.rand(6, 2, 2)
+    maps[:, 2] = 1 + torch.rand(12, 4, 4)
+    masks = torch.zeros(12, 16, 16, dtype=torch.bool)
+    masks[labels == 0, :8, :8] = True
+    masks[labels == 1, 8:, :4] = True
+    return maps, labels, masks
+
+
+def test_filters_are_scored_on_the_class_that_they_find_and_zero_thresholds_are_told():
+    maps, labels, masks = corner_maps()
+    scores = localize.activation_scores(maps, labels, masks, maps, labels, masks, 2)
+    T = localize.filter_thresholds(maps)
+    assert T[0] == 0 and T[1] == 0 and T[2] > 0  # 4 of 16 places in half of the images are fewer than 30 %
+    assert scores["zero_thresholds"] == pytest.approx(2 / 3)
+    assert sum(scores["filters"]) == 3
+    whole = masks[labels == 0].double().mean().item()  # a mask of the whole image has the box's share as its IoU
+    assert scores["iou"] < 0.5 and whole == 0.25
+    fires = maps.clone()
+    fires[labels == 1, 0, :2, :2] = 0.2
+    sharp = localize.activation_scores(fires[:, :1], labels, masks, fires[:, :1], labels, masks, 2)
+    assert sharp["filters"] == [1, 0] and sharp["zero_thresholds"] == 1.0
+
+
+def test_a_filter_that_fires_where_its_class_is_scores_well():
+    labels = torch.tensor([0, 1] * 10)
+    maps = 0.01 * torch.rand(20, 1, 8, 8) + 0.001
+    maps[labels == 0, 0, :6, :6] = 1 + torch.rand(10, 6, 6)
+    masks = torch.zeros(20, 32, 32, dtype=torch.bool)
+    masks[:, :24, :24] = True
+    scores = localize.activation_scores(maps, labels, masks, maps, labels, masks, 2)
+    assert scores["filters"] == [1, 0] and scores["iou"] > 0.8 and scores["ap30"] == 1 and scores["zero_thresholds"] == 0
+    assert scores["iou"] == scores["iou_positive"]
+
+
+def test_the_threshold_of_the_boxes_is_chosen_on_the_training_objects():
+    boxes = torch.tensor([[2.0, 2, 6, 6]] * 4)
+    exact = localize.box_masks(boxes, (8, 8)).float()
+    wide = localize.box_masks(torch.tensor([[1.0, 1, 8, 8]] * 4), (8, 8)).float()
+    heat = 0.3 * wide + 0.7 * exact  # at thresholds up to 0.3 too wide
+    scores = localize.cam_scores(heat, boxes, heat, boxes)
+    assert scores["box_accuracy"] == scores["max_box_accuracy"] == 1
+    other = 0.7 * wide + 0.3 * exact
+    shifted = localize.cam_scores(heat, boxes, other, boxes)
+    assert shifted["box_accuracy"] == 0 and shifted["max_box_accuracy"] == 1
+
+
+def test_gradient_maps_are_scored_for_the_filters_that_a_class_excites_most():
+    net = nets.Split(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), nn.Linear(2, 2))
+    seen = torch.zeros(2, 1, 64, 64)
+    seen[0, :, :, :32], seen[1, :, :, 32:] = 1, 1
+    net.mask = Halves(seen)
+    net.features[0].bias.data.fill_(10)
+    images, labels = torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 0, 1])
+    masks = torch.zeros(4, 64, 64, dtype=torch.bool)
+    masks[labels == 0, :, :32], masks[labels == 1, :, 32:] = True, True
+    right = localize.gradient_scores(net, torch.eye(2), images, labels, masks, filters=1)
+    wrong = localize.gradient_scores(net, torch.eye(2).flip(0), images, labels, masks, filters=1)
+    assert right["iou"] > 0.6 and right["ap20"] == 1 and wrong["iou"] < 0.3  # the blur reaches over the middle
