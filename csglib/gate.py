@@ -65,12 +65,13 @@ class SampledGate(nn.Module):
         """Pooled features times drawn masks, and the drawn classes.
 
         The class of an image is drawn from the network's own softmax, not from its label; each filter then belongs to the
-        cluster of that class with probability P.  Both draws pass their gradients straight through, in float32.
+        cluster of that class with probability P.  Both draws are exact and pass their gradients straight through.  Under
+        autocast to bfloat16 the probability q is rounded by up to 0.002, far below the noise of a draw.
         """
         s = logits.float().softmax(1)
-        z = torch.multinomial(s, 1).squeeze(1)
+        z = torch.multinomial(s.nan_to_num(1), 1).squeeze(1)  # a diverging loss is told at the epoch's end
         q = (straight_through(F.one_hot(z, s.shape[1]).float(), s) @ self.matrix).clamp(0, 1)
-        return a * straight_through(torch.bernoulli(q), q).to(a.dtype), z
+        return a * straight_through(torch.bernoulli(q.nan_to_num()), q).to(a.dtype), z
 
 
 def straight_through(drawn: Tensor, probability: Tensor) -> Tensor:

@@ -175,5 +175,5 @@ def gradient_scores(
         best = means[c].topk(min(filters, means.shape[1])).indices
         for place in (labels == c).nonzero()[:, 0].split(batch):
             heat = gradmap(net, images[place], best)
-            found[place] = torch.stack([iou(h > 1, masks[place]) for h in heat]).mean(0).cpu()
+            found[place.cpu()] = torch.stack([iou(h > 1, masks[place]) for h in heat]).mean(0).cpu()
     return {"iou": found.mean().item(), "ap20": (found >= 0.2).double().mean().item()}

@@ -49,15 +49,18 @@ def clusters(
     """PICNN's ACC2 and ACC3: only the cluster of the class that the network predicts; all but that of the true class.
 
     ACC3 is low where a class depends on its own filters.  A cluster is, by `mask`: hard, the filters whose largest entry is
-    the class's; expected, every filter times its entry; sampled, each filter drawn for each image with its entry's probability.
+    the class's; expected, every filter times its entry; sampled, as in training: each filter drawn for each image with its
+    entry's probability, and the predicted class drawn from the softmax.
     """
-    rows = cluster(gate) if mask == "hard" else gate
-    generator = torch.Generator().manual_seed(seed)
+    rows, predicted = (cluster(gate) if mask == "hard" else gate), readout.logits.argmax(1)
+    if mask == "sampled":
+        generator = torch.Generator(gate.device).manual_seed(seed)
+        predicted = torch.multinomial(readout.logits.softmax(1), 1, generator=generator).squeeze(1)
 
     def masks(classes: Int[Tensor, " N"]) -> Float[Tensor, "N K"]:
         return torch.bernoulli(rows[classes], generator=generator) if mask == "sampled" else rows[classes]
 
-    acc2 = masked_accuracy(readout, masks(readout.logits.argmax(1)))
+    acc2 = masked_accuracy(readout, masks(predicted))
     return acc2, masked_accuracy(readout, 1 - masks(readout.labels))
 
 
@@ -173,15 +176,15 @@ def own_share(readout: Readout) -> float:
     return ((centre * own).sum(1) / centre.sum(1)).mean().item()
 
 
-def spread(maps: Float[Tensor, "N K H W"]) -> Float[Tensor, " K"]:
-    """How far a filter's activation reaches: mean distance from its centroid in pixels of the map, along one axis.
+def reach(maps: Float[Tensor, "N K H W"]) -> Float[Tensor, " K"]:
+    """How far a filter's activation reaches: its standard deviation around the centroid, in pixels of the map along one axis.
 
-    Each map counts by its activation; 0 for a filter that never fires.
+    Each map counts by its activation; NaN for a filter that never fires.
     """
     a = F.relu(maps).double()
     apart = (variance(a.sum(3)) + variance(a.sum(2))).div(2).sqrt()  # (N, K)
     strength = a.sum((2, 3))
-    return (strength * apart).sum(0) / strength.sum(0).clamp(min=1e-12)
+    return (strength * apart).sum(0) / strength.sum(0)
 
 
 def location_instability(
@@ -193,9 +196,10 @@ def location_instability(
 ) -> float:
     """ICNN's: how much the distance from a filter's peak to a part varies between images, as a share of the diagonal.
 
-    landmarks are the (row, column) of each part in pixels of an image of that size, NaN where the part is not marked.  Over the
-    `top` images of highest peak with the part, the deviation of the distance; its mean over parts and filters.  With labels a
-    filter is tried on the images of the class with its highest mean peak.  NaN where no part is marked twice.
+    landmarks are the (row, column) of each part in pixels of an image of that size, NaN where the part is not marked.  A peak
+    lies at the centre of its cell.  Over the `top` images of highest peak with the part, the deviation of the distance; its
+    mean over parts, then over filters.  With labels a filter is tried on the images of the class with its highest mean peak.
+    NaN where no part is marked twice.
     """
     N, K, h, w = maps.shape
     score, place = maps.flatten(2).max(2)  # (N, K)
@@ -213,7 +217,8 @@ def location_instability(
     n = used.sum(0)
     d = torch.where(used, distance, 0)
     variation = (torch.where(used, distance - d.sum(0) / n, 0) ** 2).sum(0) / (n - 1)
-    return (variation.sqrt()[n >= 2].mean() / math.hypot(*size)).item()
+    deviation = torch.where(n >= 2, variation.sqrt(), math.nan)  # (K, P)
+    return (deviation.nanmean(1).nanmean() / math.hypot(*size)).item()
 
 
 def part_interpretability(

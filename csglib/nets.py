@@ -186,19 +186,20 @@ def gated(network: nn.Module, layer: str, num_classes: int | None = None, mean=I
     features = nn.Sequential(cut, Maps(layer))
 
     size = getattr(network, "image_size", 224)  # a vision transformer takes no other
-    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    device = next(network.parameters()).device
+    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
         pooled = features.eval()(probe).mean((2, 3))
     K = pooled.shape[1]
     features.train(network.training)
     if num_classes is not None:
-        return Split(features, nn.Linear(K, num_classes), mean, std)
+        return Split(features, nn.Linear(K, num_classes), mean, std).to(device)
     if (head := own_head(network, probe, pooled)) is None:
         raise Problem(
             f"the network's own head is not linear on the spatial mean of {layer!r}, and a gate needs that: give num_classes "
             "for a new head, or name the last layer before the average pooling"
         )
-    return Split(features, head, mean, std)
+    return Split(features, head, mean, std).to(device)
 
 
 @torch.no_grad()

@@ -85,7 +85,8 @@ class TemplateMask(nn.Module):
         x = F.relu(x).float()
         member = F.one_hot(labels, len(self.peaks)).to(x)  # (N, C)
         count = member.sum(0)[:, None]
-        seen = member.T @ x.amax((2, 3)) / count.clamp(min=1)
+        peak = torch.zeros_like(self.peaks).index_add(0, labels, x.amax((2, 3)))  # float32 under autocast too
+        seen = peak / count.clamp(min=1)
         first = self.peaks.amax() == 0
         moved = torch.where(first, seen.clamp(min=0.1), 0.9 * self.peaks + 0.1 * seen)  # as released
         self.peaks.copy_(torch.where(count > 0, moved, torch.where(first, 0.1, self.peaks)))
@@ -95,14 +96,14 @@ class TemplateMask(nn.Module):
         spread = sum(variance(sums) for sums in (x.sum(3), x.sum(2))).div(2).sqrt()
         sigma = (strength * spread).sum(0) / strength.sum(0).clamp(min=1e-9)
         target = (3 / sigma.clamp(min=1e-9)).clamp(1.5, 3.0)
-        # 0.05: the released code's factor 10,000 times its learning rates 1e-4 and 0.05
+        # 0.05 an update, our choice: the released code multiplies several rates and divides by the batch
         self.steepness.lerp_(torch.where(strength.sum(0) > 0, target, self.steepness), 0.05)
 
 
 def centroid(sums: Float[Tensor, "N K L"]) -> tuple[Tensor, Tensor]:
     """The places along one axis, and the mean place of each map's activation; 0 where there is none."""
     grid = torch.arange(sums.shape[2], device=sums.device, dtype=sums.dtype)
-    return grid, (sums @ grid) / sums.sum(2).clamp(min=1e-9)
+    return grid, (sums * grid).sum(2) / sums.sum(2).clamp(min=1e-9)  # no matrix product: autocast would round it
 
 
 def apart(sums: Float[Tensor, "N K L"]) -> Float[Tensor, "N K L"]:
@@ -120,7 +121,9 @@ def filter_loss(x: Float[Tensor, "N K H W"], labels: Int[Tensor, " N"], mask: Te
     """A loss whose derivative in the maps x is the gradient that the released code injects, over N images in the mean.
 
     In images of the filter's class the activation around its centre rises, by how well it fits already; in all others it
-    falls everywhere.  The weights s are held constant.  Before the first update no filter has a class, and the loss is 0.
+    falls everywhere.  That is the rule: the weights s, held constant, turn negative where a map fits much worse than most,
+    and are large where their mean is near 0, as in the released code.  Before the first update no filter has a class, and
+    the loss is 0.
     """
     x = F.relu(x).float()
     N, C = len(x), len(mask.peaks)
@@ -130,7 +133,7 @@ def filter_loss(x: Float[Tensor, "N K H W"], labels: Int[Tensor, " N"], mask: Te
         fits, silent = (x * M).mean((2, 3)), -x.mean((2, 3))
         # log Z, up to the temperature: its masks are those of another filter on another image
         elsewhere = (x * M.flip(0, 1)).mean((2, 3))
-        # both kinds weigh the same where classes are balanced
+        # so that both kinds weigh the same where classes are balanced; the code has this for more than ten classes
         s_own = 0.5 * C * strength(fits, elsewhere, own)
         s_other = 0.5 / (1 - 1 / C) * strength(silent, silent, ~own)
     loss = (s_other * x.sum((2, 3)) - s_own * (M * x).sum((2, 3))).sum() / N

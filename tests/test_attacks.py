@@ -123,7 +123,7 @@ def test_an_image_is_never_on_both_sides_of_a_split():
     """Each image has features of its own, the same natural and attacked: a detector that has seen it would err on it."""
     own = torch.arange(400.0)[:, None].repeat(1, 3)
     errors = attacks.detection_errors(own, own + 0.25, 500)
-    assert np.mean(errors) > 0.2  # between its neighbours a forest can only guess
+    assert 0.5 < np.mean(errors) < 0.8  # measured 0.72; 0.88 where it has seen the other half of every image
     with pytest.raises(Problem, match="500 training samples take 250 images and leave fewer than 50 of 280"):
         attacks.detection_errors(own[:280], own[:280], 500)
 

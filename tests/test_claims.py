@@ -238,3 +238,10 @@ def test_the_last_weights_are_those_of_the_last_convolution(run):
 def test_without_a_gate_each_class_loses_the_seven_filters_that_excite_it_most(run, bare):
     assert claims.removed_filters(bare).sum(1).tolist() == [7] * 10
     assert claims.removed_filters(run).sum().item() == 64  # with one, each filter is its class's
+
+
+@pytest.mark.parametrize("lead, expected", [(0.001, "reproduced"), (-0.004, "reproduced"), (-0.006, "contradicted")])
+def test_an_ordering_with_a_tolerance_lets_the_first_lie_that_much_lower(lead, expected):
+    claim = claims.Claim("x", "p", "A is equal or better.", "accuracy", "a", over="b", tolerance=0.005)
+    other = [0.90, 0.9001, 0.9002]
+    assert claims.verdict(claim, [v + lead for v in other], other, False) == expected

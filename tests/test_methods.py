@@ -312,6 +312,22 @@ def test_drawn_masks_are_exactly_zero_or_one_and_as_often_one_as_the_matrix_says
     assert torch.allclose(m.mean(0), gate.matrix[7], atol=0.04)  # five standard deviations
 
 
+def test_under_autocast_masks_are_still_exact_and_their_probability_is_off_by_a_rounding():
+    gate = SampledGate(10, 64)
+    gate.theta.data = 3 * torch.randn(10, 64, generator=torch.Generator().manual_seed(1))
+    logits = torch.full((4000, 10), -30.0)
+    logits[:, 7] = 30
+    with torch.autocast("cpu", torch.bfloat16):
+        m, _ = gate(torch.ones(4000, 64), logits)
+    assert set(m.unique().tolist()) == {0.0, 1.0}
+    assert torch.allclose(m.float().mean(0), gate.matrix[7], atol=0.04)
+
+
+def test_a_network_that_diverges_gives_a_loss_that_is_not_a_number_for_the_loop_to_stop_at():
+    masked, _ = SampledGate(3, 20)(torch.full((4, 20), math.nan), torch.full((4, 3), math.nan))
+    assert masked.isnan().all()
+
+
 def test_the_class_is_drawn_from_the_networks_own_softmax():
     torch.manual_seed(0)
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(4000, 3)

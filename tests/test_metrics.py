@@ -62,7 +62,8 @@ def test_clusters_are_masked_hard_expected_or_sampled():
 
     assert metrics.clusters(HAND, gate) == pytest.approx(twin([[1, 0, 1], [0, 1, 0]]))
     assert metrics.clusters(HAND, gate, "expected") == pytest.approx(twin(gate.tolist()))
-    assert metrics.clusters(HAND, metrics.cluster(gate), "sampled") == metrics.clusters(HAND, gate)
+    sure = dataclasses.replace(HAND, weight=1000 * W, bias=1000 * b)  # nothing is left to chance
+    assert metrics.clusters(sure, metrics.cluster(gate), "sampled") == metrics.clusters(sure, gate)
     assert metrics.clusters(HAND, gate, "sampled", 1) == metrics.clusters(HAND, gate, "sampled", 1)
 
 
@@ -253,9 +254,9 @@ def test_hoyers_sparsity_runs_from_equal_to_one_hot():
 # Where filters fire
 
 
-def test_the_spread_of_a_map_equals_its_slow_twin():
+def test_the_reach_of_a_filter_equals_its_slow_twin():
     maps = torch.randn(5, 3, 4, 6, generator=torch.Generator().manual_seed(0)).clamp(min=0)
-    for k, found in enumerate(metrics.spread(maps).tolist()):
+    for k, found in enumerate(metrics.reach(maps).tolist()):
         total = weight = 0.0
         for x in maps[:, k].double():
             mass = x.sum().item()
@@ -269,10 +270,11 @@ def test_the_spread_of_a_map_equals_its_slow_twin():
         assert found == pytest.approx(total / weight, rel=1e-6)
 
 
-def test_a_filter_that_fires_in_one_pixel_reaches_nowhere_and_a_dead_one_neither():
+def test_a_filter_that_fires_in_one_pixel_reaches_nowhere_and_of_a_dead_one_nothing_is_known():
     maps = torch.zeros(4, 2, 5, 5)
     maps[:, 0, 2, 3] = 1
-    assert metrics.spread(maps).tolist() == [0, 0]
+    found = metrics.reach(maps)
+    assert found[0] == 0 and found[1].isnan()
 
 
 def test_a_filter_that_tracks_a_part_has_no_instability():
@@ -289,8 +291,9 @@ def test_a_filter_that_tracks_a_part_has_no_instability():
 
 def twin_instability(maps, landmarks, size, top) -> float:
     N, K, h, w = maps.shape
-    deviations = []
+    filters = []
     for k in range(K):
+        deviations = []
         for p in range(landmarks.shape[1]):
             order = sorted(range(N), key=lambda n: -maps[n, k].max().item())
             marked = [n for n in order if not np.isnan(landmarks[n, p, 0].item())][:top]
@@ -302,7 +305,8 @@ def twin_instability(maps, landmarks, size, top) -> float:
                 y, x = (i + 0.5) * size[0] / h, (j + 0.5) * size[1] / w
                 distances.append(np.hypot(y - landmarks[n, p, 0].item(), x - landmarks[n, p, 1].item()))
             deviations.append(np.std(distances, ddof=1))
-    return np.mean(deviations) / np.hypot(*size)
+        filters += [np.mean(deviations)] if deviations else []
+    return np.mean(filters) / np.hypot(*size)
 
 
 def test_location_instability_equals_its_slow_twin_with_parts_that_are_not_marked():
@@ -314,6 +318,12 @@ def test_location_instability_equals_its_slow_twin_with_parts_that_are_not_marke
     for top in (5, 100):
         found = metrics.location_instability(maps, landmarks, (16, 24), top=top)
         assert found == pytest.approx(twin_instability(maps, landmarks, (16, 24), top), rel=1e-5)
+    labels = torch.arange(20) // 15  # of some filters' classes the second part is marked nowhere
+    maps[15:, 1] += 5
+    own = maps[:, 1:2][labels == 1], landmarks[labels == 1]
+    both = [metrics.location_instability(maps[:, k : k + 1], landmarks, (16, 24), labels) for k in range(3)]
+    assert metrics.location_instability(maps, landmarks, (16, 24), labels) == pytest.approx(np.nanmean(both), rel=1e-5)
+    assert both[1] == pytest.approx(twin_instability(*own, (16, 24), 100), rel=1e-5)
 
 
 def test_with_labels_a_filter_is_tried_on_the_class_that_excites_it_most():

@@ -179,11 +179,23 @@ def test_a_batch_without_positives_or_without_negatives_gives_a_finite_loss(labe
 
 
 def test_huge_activations_give_a_finite_loss():
+    """Where exp overflows, the weights are taken as 0, and that filter is left out of the step."""
     mask = t.TemplateMask(3, 3)
     mask.peaks[0] = 1
     x = (1e4 * maps()).float().requires_grad_(True)
-    t.filter_loss(x, torch.arange(6) % 3, mask).backward()
-    assert x.grad.isfinite().all()
+    loss = t.filter_loss(x, torch.arange(6) % 3, mask)
+    loss.backward()
+    assert loss.isfinite() and x.grad.isfinite().all()
+
+
+def test_autocast_moves_neither_masks_nor_classes():
+    x, labels = maps(8, 3, 8).float().bfloat16(), torch.arange(8) % 3
+    inside, outside = t.TemplateMask(3, 3), t.TemplateMask(3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.update(x, labels)
+        M = inside.masks(x)
+    outside.update(x, labels)
+    assert torch.equal(inside.peaks, outside.peaks) and torch.equal(M, outside.masks(x))
 
 
 # Classes and steepness
@@ -229,9 +241,11 @@ def test_evaluation_moves_neither_classes_nor_steepness():
 def test_the_mask_acts_in_evaluation_too():
     recipe = Recipe(method="icnn")
     net = nets.build("resnet20", 10).eval()
-    plain = net.pooled(torch.rand(2, 3, 32, 32))
-    methods.method(recipe).gate(recipe, net)
-    assert not torch.equal(net.pooled(torch.rand(2, 3, 32, 32)), plain)
+    images = torch.rand(2, 3, 32, 32)
+    plain = net.pooled(images)
+    mask = methods.method(recipe).gate(recipe, net)
+    assert not torch.equal(net.pooled(images), plain)
+    assert torch.equal(net.pooled(images), mask(net.maps(images)).mean((2, 3)))
 
 
 def test_maps_of_one_pixel_are_refused():
