@@ -207,18 +207,16 @@ def clusters_by_mask(runs: list[Run], draws: int = 10) -> Markdown:
 def methods(runs: dict[str, list[Run]]) -> Markdown:
     """One row a method, every number under the same protocol; a network without a gate has its matrix fitted afterwards."""
     cost = json.loads(COST.read_text())["ratio"] if COST.exists() else {}
+    stored = {"Accuracy": "accuracy", "MIS": "mis", "Null": "mis_null", "MIS / H": "mis_normalised"}
     rows = []
     for name, group in runs.items():
-        row = {"Method": name}
-        row |= {
-            METRICS[m]: spread([run.metrics[m] for run in group]) for m in ("accuracy", "mis", "mis_normalised", "mis_null")
-        }
-        matrices = [claims.class_matrix(run) for run in group]
-        accuracies = [metrics.clusters(run.readout, G) for run, G in zip(group, matrices, strict=True)]
-        row |= {"ACC2": spread([a for a, _ in accuracies]), "ACC3": spread([a for _, a in accuracies])}
-        row["Sharpness"] = spread([sharpness(run.readout.gate) for run in group if run.readout.gate is not None], 3)
-        row["Time a step"] = spread([cost.get(group[0].recipe.method)], 2) if group else "–"
-        rows.append(row | {"Runs": str(len(group)) if group else "not run here"})
+        accuracies = [metrics.clusters(run.readout, claims.class_matrix(run)) for run in group]
+        values = {title: [run.metrics[m] for run in group] for title, m in stored.items()}
+        values |= {"ACC2": [a for a, _ in accuracies], "ACC3": [a for _, a in accuracies]}
+        values["Sharp"] = [sharpness(run.readout.gate) for run in group if run.readout.gate is not None]
+        row = {title: spread(v, 3).replace(" ± ", "<br>±\u00a0") for title, v in values.items()}  # narrow columns
+        row["Time"] = spread([cost.get(group[0].recipe.method)], 2) if group else "–"
+        rows.append({"Method": name} | row | {"Runs": str(len(group))})
     return markdown(pd.DataFrame(rows))
 
 
