@@ -172,16 +172,24 @@ def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
     return markdown(pd.DataFrame(rows))
 
 
-def choices(runs: dict[str, list[Run]], option: str) -> Markdown:
-    """What each value of an option gave on the training images set apart, and which is taken by the rule of experiments.yml."""
+def choices(runs: dict[str, list[Run]], option: str, control: float | None = None) -> Markdown:
+    """What each value of an option gave on the training images set apart, and which is taken by the rule of experiments.yml.
+
+    A control is shown and is no candidate.
+    """
     rows, tried = [], {getattr(group[0].recipe, option): group[0] for group in runs.values() if group}
-    best = max((run.metrics["accuracy"] for run in tried.values()), default=0)
-    good = {value: run for value, run in tried.items() if run.metrics["accuracy"] >= best - 0.005}
+    candidates = {value: run for value, run in tried.items() if value != control}
+    best = max((run.metrics["accuracy"] for run in candidates.values()), default=0)
+    good = {value: run for value, run in candidates.items() if run.metrics["accuracy"] >= best - 0.005}
     taken = max(good, key=lambda value: good[value].metrics["mis"], default=None)
     for value, run in tried.items():
         m = run.metrics
         row = {f"`{option}`": f"{value:g}", "Accuracy": f"{m['accuracy']:.4f}", "MIS, nats": f"{m['mis']:.4f}"}
-        row |= {"Sharpness": f"{m['sharpness']:.3f}", "ACC3": f"{m['acc3']:.4f}", "": "taken" if value == taken else ""}
+        row |= {
+            "Sharpness": f"{m['sharpness']:.3f}",
+            "ACC3": f"{m['acc3']:.4f}",
+            "": {taken: "taken", control: "control"}.get(value, ""),
+        }
         rows.append(row)
     if not rows:
         return Markdown("No value has been tried here yet.")
@@ -225,10 +233,12 @@ def cost() -> Markdown:
     if not COST.exists():
         return Markdown("The time of a step has not been measured yet: `python tools/step_cost.py` does it.")
     c = json.loads(COST.read_text())
+    low, high = max(c["quartiles"].values(), key=lambda q: q[1] - q[0])
     return Markdown(
         f"Times are medians of {c['rounds']} rounds of {c['steps']} steps of each method in turn, in the mean of its epochs' "
-        f"paths, divided by those of standard training: {c['milliseconds']['standard']:.0f} ms a step of {c['batch_size']} "
-        f"images on {c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}."
+        f"paths, relative to standard training in the same round: {c['milliseconds']['standard']:.0f} ms a step of {c['batch_size']} "
+        f"images. The widest quartiles of a ratio are {low:.2f} and {high:.2f}. Measured on {c['hardware']['processor']}, "
+        f"{c['hardware']['threads']} threads, {c['precision']}."
     )
 
 

@@ -99,6 +99,9 @@ def test_of_the_values_tried_the_most_informative_within_half_a_point_of_the_bes
     text = tables.choices(runs, "theta_lr").data
     assert [line.split("|")[1].strip() for line in text.splitlines() if "taken" in line] == ["0.2"]
     assert "seed 0, measured on 50 training images set apart" in text
+    text = tables.choices(runs, "theta_lr", control=0.2).data
+    assert [line.split("|")[1].strip() for line in text.splitlines() if "taken" in line] == ["0.1"]
+    assert [line.split("|")[1].strip() for line in text.splitlines() if "control" in line] == ["0.2"]
     assert "No value" in tables.choices({"d": []}, "theta_lr").data
 
 
