@@ -249,12 +249,15 @@ def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, sho
     The line encloses what exceeds half of the map's maximum.  Filters are spread over those sorted by class.
     """
     images = data.load("cifar10-mini").test.images
-    fig, axes = plt.subplots(filters, len(runs) * shown, figsize=(6.4, 0.72 * filters + 0.3), squeeze=False)
+    columns = len(runs) * (shown + 1) - 1  # an empty column between two networks holds the names of the filters
+    fig, axes = plt.subplots(filters, columns, figsize=(6.4, 0.66 * filters + 0.3), squeeze=False)
+    for ax in axes[:, shown :: shown + 1].flat:
+        ax.remove()
     for j, (name, run) in enumerate(runs.items()):
         maps, own = sample_maps(run), metrics.owners(run.readout)
         alive = [k for k in own.argsort(stable=True).tolist() if maps[:, k].amax() > 0]
         picked = [alive[round(i * (len(alive) - 1) / max(filters - 1, 1))] for i in range(filters)]
-        for row, k in zip(axes[:, j * shown : (j + 1) * shown], picked, strict=True):
+        for row, k in zip(axes[:, j * (shown + 1) : j * (shown + 1) + shown], picked, strict=True):
             best = maps[:, k].amax((1, 2)).argsort(dim=0, descending=True, stable=True)[:shown]
             for ax, n in zip(row, best.tolist(), strict=True):
                 size = images.shape[2:]
@@ -263,7 +266,7 @@ def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, sho
                 ax.contour(heat.numpy(), [heat.max().item() / 2], colors=[ORANGE], linewidths=1)
                 ax.set(xticks=[], yticks=[])
             row[0].set_ylabel(classes[int(own[k])], fontsize=7)
-        axes[0, j * shown].set_title(name, loc="left")
+        axes[0, j * (shown + 1)].set_title(name, loc="left")
     fig.subplots_adjust(left=0.05, right=0.99, top=0.9, bottom=0.01, wspace=0.08, hspace=0.08)
     return fig
 
