@@ -188,7 +188,7 @@ def choices(runs: dict[str, list[Run]], option: str, control: float | None = Non
         row |= {
             "Sharpness": f"{m['sharpness']:.3f}",
             "ACC3": f"{m['acc3']:.4f}",
-            "": {taken: "taken", control: "control"}.get(value, ""),
+            "Role": {taken: "taken", control: "control"}.get(value, "–"),
         }
         rows.append(row)
     if not rows:

@@ -229,14 +229,14 @@ def test_an_epoch_depends_on_its_generator_alone():
 
 def test_all_shifts_and_both_directions_occur_about_equally_often():
     """An image of its own coordinates tells where it was cropped and whether it was mirrored."""
-    row = torch.arange(10, 26, dtype=torch.uint8)
-    image = torch.stack([row[:, None].expand(16, 16), row.expand(16, 16), torch.ones(16, 16, dtype=torch.uint8)])
-    x = next(data.batches(Images(image.expand(2000, 3, 16, 16), torch.zeros(2000, dtype=torch.long)), 2000, torch.Generator()))[
+    row = torch.arange(10, 42, dtype=torch.uint8)
+    image = torch.stack([row[:, None].expand(32, 32), row.expand(32, 32), torch.ones(32, 32, dtype=torch.uint8)])
+    x = next(data.batches(Images(image.expand(2000, 3, 32, 32), torch.zeros(2000, dtype=torch.long)), 2000, torch.Generator()))[
         0
     ]
-    top, left, right = x[:, 0, 8, 8].long(), x[:, 1, 8, 7].long(), x[:, 1, 8, 8].long()
+    top, left, right = x[:, 0, 16, 16].long(), x[:, 1, 16, 15].long(), x[:, 1, 16, 16].long()
     assert 900 < (left > right).sum() < 1100  # mirrored
-    assert (top.bincount()[14:23] > 150).all() and top.min() == 14 and top.max() == 22
+    assert (top.bincount()[22:31] > 150).all() and top.min() == 22 and top.max() == 30
 
 
 def test_augmentation_equals_a_loop_over_images_and_pixels():
