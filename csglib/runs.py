@@ -39,7 +39,7 @@ class Recipe:
     net: str = "resnet20"  # resnet20, or NAME@LAYER: a network of torchvision cut after that layer, such as resnet18@layer4
     method: str = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: int = 30  # passes over the training images, of both paths together
-    seed: int = 0  # of the first weights, the order of the images and their augmentation
+    seed: int = 0  # of the first weights, the order of the images, their augmentation and what a method draws
     batch_size: int = 128  # images a step; an incomplete last batch is left out
     lr: float = 0.2  # largest learning rate of the weights
     lr_schedule: str = "onecycle"  # onecycle: up for 30 %, then down to 0 | steps: a tenth from 1/2, a hundredth from 3/4

@@ -24,8 +24,7 @@ FILE = data.ROOT / "data" / "detection.json"
 def strangers(labels: torch.Tensor) -> torch.Tensor:
     """For each image the place of the next one with another label: whose features the adaptive attack imitates."""
     N = len(labels)
-    order = torch.arange(N)
-    other = (order + 1) % N
+    other = (torch.arange(N) + 1) % N
     while (same := labels[other] == labels).any():
         other[same] = (other[same] + 1) % N
     return other
