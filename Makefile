@@ -19,10 +19,11 @@ reproduce: book
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/nbstripout --keep-id --verify book/*.ipynb
 
-.venv/ready: requirements.lock
+.venv/ready: requirements.lock tests/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "csglib needs Python 3.11 or newer: make PYTHON=python3.11 book")'
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r tests/requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
