@@ -1,4 +1,4 @@
-"""Claims: one sentence each, the statistic that tests it, the paper's number with its source, the rule for the verdict.
+"""From runs to verdicts: the statistics that test the claims of papers.py, the rules, and how both are told.
 
 Claims and rules are committed before the results that test them are known.
 
@@ -12,7 +12,7 @@ Claims and rules are committed before the results that test them are known.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 
@@ -20,188 +20,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from csglib import metrics, nets
+from csglib import attacks, measured, metrics, nets
+from csglib.papers import CLAIMS, Claim
 from csglib.runs import Recipe, Run
 from csglib.train import fitted_matrix, sample_maps
 
 PRESUMED = Recipe(epochs=200, lr=0.1, lr_schedule="steps", weight_decay=1e-4)  # the paper's schedule; its text gives none
-SECOND_HAND = "third-party transcription (NeverGiveU/NNInterpretation, demos/CSG, column val_in_paper)"
-SWAPPED = "for the density the same, its two values taken as swapped, since 0.0788 < 1/C lies outside the feasible set"
-REDRAWN = "the paper's figure of gate and filter-class matrices, as the same third party redraws it; no number"
-NOTEBOOK = "figures in the authors' earlier research code (hyliang96/ICNN); no table"
-RECALLED = "recalled, read in no source"
-OURS = "a question of this book, not of the paper"
-ABSTRACT = "abstract of PICNN (Guo et al., AAAI 2024), whose tables were not at hand; no number"
-ICNN = "the aim of ICNN's loss (Zhang et al., CVPR 2018), whose tables were not at hand; no number"
-
-
-@dataclass(frozen=True)
-class Claim:
-    id: str
-    page: str  # whose runs test it
-    sentence: str
-    metric: str  # a key of STATISTICS
-    of: str  # the experiment that is measured
-    over: str | None = None  # for an ordering: the experiment whose metric should be smaller
-    paper: float | None = None  # the paper's value; for an ordering the difference of its two values
-    source: str | None = None  # where the claim or its value was read; a value without one is not used
-    tolerance: float | None = (
-        None  # half-width around our mean within which the value counts; of an ordering, how far below the first may lie
-    )
-    answer: str | None = None  # the words for {ours} in the page's one-sentence answer; None leaves the claim out of it
-
-
-CLAIMS = (
-    Claim(
-        "accuracy-csg", "table1", "ResNet-20 trained with CSG classifies CIFAR-10 with an accuracy of 0.9192.",
-        "accuracy", "csg", paper=0.9192, source=SECOND_HAND, tolerance=0.005,
-    ),
-    Claim(
-        "accuracy-std", "table1", "The same network trained as usual reaches 0.9169.",
-        "accuracy", "std", paper=0.9169, source=SECOND_HAND, tolerance=0.005,
-    ),
-    Claim(
-        "accuracy-order", "table1", "CSG classifies better than standard training.",
-        "accuracy", "csg", over="std", paper=0.0023, source=SECOND_HAND,
-        answer="CSG's accuracy differs from that of standard training by {ours:+.4f}",
-    ),
-    Claim(
-        "accuracy-matched", "table1", "CSG classifies better than the same number of standard epochs without the gated ones.",
-        "accuracy", "csg", over="matched", source=OURS,
-        answer="from that of its own standard epochs alone by {ours:+.4f}",
-    ),
-    Claim(
-        "mis-csg", "table1", "The mutual information score of the CSG network is 0.1603 nats.",
-        "mis", "csg", paper=0.1603, source=SECOND_HAND, tolerance=0.01,
-    ),
-    Claim(
-        "mis-std", "table1", "That of the standard network is 0.1119 nats.",
-        "mis", "std", paper=0.1119, source=SECOND_HAND, tolerance=0.01,
-    ),
-    Claim(
-        "mis-order", "table1", "CSG's filters say more about the class than those of standard training.",
-        "mis", "csg", over="std", paper=0.0484, source=SECOND_HAND,
-        answer="its mutual information score by {ours:+.4f} nats",
-    ),
-    Claim(
-        "mis-matched", "table1", "They say more than those of the same number of standard epochs without the gated ones.",
-        "mis", "csg", over="matched", source=OURS,
-    ),
-    Claim(
-        "density-csg", "table1", "The gate ends at an L1-density of 0.1: each filter serves one class.",
-        "l1_density", "csg", paper=0.1, source=SWAPPED, tolerance=0.005,
-    ),
-    Claim(
-        "alternate-order", "training-curves", "Alternating the two paths trains a better classifier than minimising their sum.",
-        "accuracy", "alternating", over="joint", source=RECALLED,
-        answer="alternating the paths instead of adding their losses changes the accuracy by {ours:+.4f}",
-    ),
-    Claim(
-        "overlap-order", "gate-and-information",
-        "CSG's information lies where its gate is open, more than a standard network's lies on each filter's best class.",
-        "overlap", "csg", over="std", source=REDRAWN,
-        answer="the share of the filters' information that lies on one class each is larger by {ours:+.3f} with CSG",
-    ),
-    Claim(
-        "weights-order", "filter-correlation",
-        "The weights of filters of one class resemble each other, more than those of different classes: more so with CSG.",
-        "weight_contrast", "csg", over="std", source=NOTEBOOK,
-        answer="CSG changes the contrast between |cos| within and between classes by {ours:+.3f} for the weights",
-    ),
-    Claim(
-        "responses-order", "filter-correlation",
-        "The responses of filters of one class resemble each other, more than those of different classes: more so with CSG.",
-        "response_contrast", "csg", over="std", source=OURS,
-        answer="by {ours:+.3f} for the responses",
-    ),
-    Claim(
-        "removed-csg", "filter-removal", "Without the filters of a class, CSG's network no longer recognises that class.",
-        "removed_own", "csg", paper=0.0, source=NOTEBOOK, tolerance=0.01,
-        answer="CSG's network has {ours:.3f} accuracy left on a class whose filters are removed",
-    ),
-    Claim(
-        "kept-csg", "filter-removal", "The accuracy on the other classes stays.",
-        "removed_gain", "csg", paper=0.0, source=NOTEBOOK, tolerance=0.01,
-        answer="and its accuracy on the others changes by {ours:+.3f}",
-    ),
-    Claim(
-        "removed-order", "filter-removal",
-        "A standard network still recognises a class without the seven filters that it excites most, better than CSG's does.",
-        "removed_own", "std", over="csg", source=NOTEBOOK,
-    ),
-    Claim(
-        "centre-order", "representation",
-        "The centre of a class excites its own filters, a larger share than in a standard network.",
-        "own_share", "csg", over="std", source=NOTEBOOK,
-        answer="with CSG the share of a class centre that lies in the filters of the class changes by {ours:+.3f}",
-    ),
-    Claim(
-        "sparse-order", "representation", "The features of an image are sparser than in a standard network.",
-        "hoyer", "csg", over="std", source=NOTEBOOK,
-        answer="the sparsity of an image's features by {ours:+.3f}",
-    ),
-    Claim(
-        "learned-mis", "what-matters", "A learned gate makes filters more informative than one drawn at random and fixed.",
-        "mis", "alternating", over="random", source=OURS,
-        answer="learning the gate instead of drawing it at random changes the mutual information score by {ours:+.4f} nats",
-    ),
-    Claim(
-        "learned-accuracy", "what-matters", "A learned gate makes a better classifier than one drawn at random and fixed.",
-        "accuracy", "alternating", over="random", source=OURS,
-        answer="the accuracy by {ours:+.4f}",
-    ),
-    Claim(
-        "meaning-mis", "what-matters", "A random gate that follows the class informs more than one dealt to the wrong images.",
-        "mis", "random", over="shuffled", source=OURS,
-    ),
-    Claim(
-        "picnn-mis", "picnn", "PICNN's filters say more about the class than those of standard training.",
-        "mis", "picnn", over="std", source=ABSTRACT,
-        answer="PICNN's mutual information score differs from that of standard training by {ours:+.4f} nats",
-    ),
-    Claim(
-        "picnn-accuracy", "picnn", "Its accuracy is higher, equal, or at most half a point lower.",
-        "accuracy", "picnn", over="std", source=ABSTRACT, tolerance=0.005,
-        answer="its accuracy by {ours:+.4f}",
-    ),
-    Claim(
-        "picnn-cluster", "picnn",
-        "Without the filters of the true class PICNN's network is wrong more often than the standard one.",
-        "acc3", "std", over="picnn", source=OURS,
-    ),
-    Claim(
-        "picnn-learned", "picnn", "A learned correspondence makes filters more informative than one dealt out beforehand.",
-        "mis", "picnn", over="picnn-random", source=OURS,
-    ),
-    Claim(
-        "icnn-place", "icnn", "ICNN's filters fire in one place of the map: their activation reaches less far.",
-        "reach", "std", over="icnn", source=ICNN,
-        answer="standard training lets a filter's activation reach {ours:+.2f} pixels of the map further than ICNN does",
-    ),
-    Claim(
-        "icnn-mis", "icnn", "Its filters fire for one class each, and so say more about it than those of standard training.",
-        "mis", "icnn", over="std", source=ICNN,
-        answer="ICNN's mutual information score differs from that of standard training by {ours:+.4f} nats",
-    ),
-    Claim(
-        "which-mis", "which-one", "PICNN's filters say more about the class than CSG's.",
-        "mis", "picnn", over="csg", source=OURS,
-        answer="PICNN's mutual information score differs from CSG's by {ours:+.4f} nats",
-    ),
-    Claim(
-        "which-accuracy", "which-one", "PICNN classifies better than CSG.",
-        "accuracy", "picnn", over="csg", source=OURS,
-        answer="its accuracy by {ours:+.4f}",
-    ),
-    Claim(
-        "which-fixed", "which-one", "CSG's learned gate makes filters more informative than one dealt out beforehand.",
-        "mis", "csg", over="fixed", source=OURS,
-    ),
-    Claim(
-        "which-joint", "which-one", "Taking turns makes filters more informative than adding the losses of both paths.",
-        "mis", "csg", over="csg-joint", source=OURS,
-    ),
-)  # fmt: skip
 
 
 def information_overlap(run: Run) -> float:
@@ -248,6 +72,19 @@ def stored(name: str, run: Run) -> float | None:
     return run.metrics[name]
 
 
+def detection_error(attack: str, run: Run) -> float | None:
+    """Mean error over splits and sizes of the training set; of the attack `any` over all but the adaptive one."""
+    found = measured.of("detection", run)
+    names = attacks.ATTACKS if attack == "any" else (attack,)
+    return found and float(np.mean([errors for name in names for errors in found["attacks"][name]["errors"].values()]))
+
+
+def located(kind: str, score: str, crop: str, run: Run) -> float | None:
+    """A score of tools/localisation.py, of crops `tight` as the paper's or `wide` with the photograph around the object."""
+    found = measured.of("localisation", run)
+    return found and found["crops"][crop][kind][score]
+
+
 STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "accuracy": partial(stored, "accuracy"),
     "mis": partial(stored, "mis"),
@@ -261,6 +98,17 @@ STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "hoyer": lambda run: metrics.hoyer(run.readout.features),
     "reach": lambda run: metrics.reach(sample_maps(run)).nanmean().item(),
     "acc3": lambda run: metrics.clusters(run.readout, class_matrix(run))[1],
+    "cam_iou": partial(located, "cam", "iou", "tight"),
+    "activation_iou": partial(located, "activation", "iou", "tight"),
+    "activation_iou_positive": partial(located, "activation", "iou_positive", "tight"),
+    "gradient_iou": partial(located, "gradient", "iou", "tight"),
+    "box_accuracy": partial(located, "cam", "box_accuracy", "wide"),
+    "detection": partial(detection_error, "any"),
+    "detection_fgsm": partial(detection_error, "fgsm"),
+    "detection_bim": partial(detection_error, "bim"),
+    "detection_mim": partial(detection_error, "mim"),
+    "detection_pgd": partial(detection_error, "pgd"),
+    "detection_match": partial(detection_error, "match"),
 }
 
 
@@ -319,8 +167,10 @@ def presumed(recipe: Recipe) -> bool:
 
 def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
     """One entry of results.json: the claim, our mean and interval over seeds, the verdict, and the runs behind it."""
-    first, second = runs.get(claim.of, []), runs.get(claim.over, []) if claim.over else []
-    ours, other = ([STATISTICS[claim.metric](run) for run in side] for side in (first, second))
+    sides = runs.get(claim.of, []), runs.get(claim.over, []) if claim.over else []
+    told = [[(run, value) for run in side if (value := STATISTICS[claim.metric](run)) is not None] for side in sides]
+    first, second = ([run for run, _ in side] for side in told)
+    ours, other = ([value for _, value in side] for side in told)
     used = first + second
     mean, band = (float(np.mean(ours)) if ours else None), interval(ours)
     if claim.over:  # the difference of means, with Welch's interval
@@ -342,21 +192,6 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
         ],
         "schedule": ", ".join(sorted({schedule(run.recipe) for run in used})) or None,
     }
-
-
-RERUN = {  # the numbers of the third party's own run, in the same table; its two densities taken as swapped
-    "csg": {"accuracy": 0.9177, "mis": 0.1264, "l1_density": 0.0788},
-    "std": {"accuracy": 0.9194, "mis": 0.0883},
-}
-
-
-def paper_values(page: str) -> dict[str, dict[str, float]]:
-    """The paper's numbers of one page: experiment -> metric -> value."""
-    values: dict[str, dict[str, float]] = {}
-    for claim in CLAIMS:
-        if claim.page == page and claim.over is None and claim.paper is not None:
-            values.setdefault(claim.of, {})[claim.metric] = claim.paper
-    return values
 
 
 def of_page(page: str, runs: dict[str, list[Run]]) -> list[dict]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
-from csglib import Problem, claims, experiments
+from csglib import Problem, experiments, papers
 from csglib.data import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -106,7 +106,7 @@ def test_an_unknown_profile_stops_before_anything_runs(tmp_path):
 
 def test_results_list_every_claim_with_its_runs(html):
     results = json.loads((BUILD / "results.json").read_text())
-    assert [r["id"] for r in results] == [c.id for c in claims.CLAIMS]
+    assert [r["id"] for r in results] == [c.id for c in papers.CLAIMS]
     for r in results:
         assert {"page", "paper", "source", "ours", "low", "high", "n", "verdict", "runs", "keys", "schedule"} <= set(r)
         if r["id"] in ("meaning-mis", "picnn-learned"):  # the smoke profile leaves out what it compares with
@@ -133,7 +133,7 @@ def test_every_run_behind_a_claim_has_its_entry_with_recipe_and_commit(html):
     assert len(list((html / "_downloads").rglob("provenance.json"))) >= 5
 
 
-@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in claims.CLAIMS))
+@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in papers.CLAIMS))
 def test_a_page_of_results_opens_with_its_answer_and_ends_with_its_provenance(page, html):
     text = (html / f"{page}.html").read_text()
     answer = "After cifar10-mini, 3 epochs, one cycle: "

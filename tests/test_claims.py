@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from csglib import claims, experiments
+from csglib import claims, experiments, papers
 from csglib.claims import Claim, interval, judge, probability, verdict
 from csglib.runs import Recipe, Run
 
@@ -185,8 +185,8 @@ def test_a_schedule_in_words(fields, words):
 
 def test_the_claims_are_testable_and_have_their_sources():
     pages = experiments.book()["pages"]
-    assert len({claim.id for claim in claims.CLAIMS}) == len(claims.CLAIMS)
-    for claim in claims.CLAIMS:
+    assert len({claim.id for claim in papers.CLAIMS}) == len(papers.CLAIMS)
+    for claim in papers.CLAIMS:
         assert claim.sentence.endswith(".")
         assert claim.metric in claims.STATISTICS
         assert {claim.of, claim.over or claim.of} <= set(pages[claim.page]["experiments"])
@@ -196,10 +196,10 @@ def test_the_claims_are_testable_and_have_their_sources():
 
 
 def test_the_papers_numbers_of_a_page_are_those_of_its_numeric_claims():
-    values = claims.paper_values("table1")
+    values = papers.paper_values("table1")
     assert values["csg"] == {"accuracy": 0.9192, "mis": 0.1603, "l1_density": 0.1}
     assert values["std"] == {"accuracy": 0.9169, "mis": 0.1119}
-    assert claims.paper_values("no such page") == {}
+    assert papers.paper_values("no such page") == {}
 
 
 def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
@@ -242,6 +242,6 @@ def test_without_a_gate_each_class_loses_the_seven_filters_that_excite_it_most(r
 
 @pytest.mark.parametrize("lead, expected", [(0.001, "reproduced"), (-0.004, "reproduced"), (-0.006, "contradicted")])
 def test_an_ordering_with_a_tolerance_lets_the_first_lie_that_much_lower(lead, expected):
-    claim = claims.Claim("x", "p", "A is equal or better.", "accuracy", "a", over="b", tolerance=0.005)
+    claim = papers.Claim("x", "p", "A is equal or better.", "accuracy", "a", over="b", tolerance=0.005)
     other = [0.90, 0.9001, 0.9002]
     assert claims.verdict(claim, [v + lead for v in other], other, False) == expected

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from csglib import claims, metrics, tables
+from csglib import claims, metrics, papers, tables
 from csglib.runs import PUBLISHED, Recipe, Run
 
 NOTHING = {"acc2": None, "acc3": None, "accuracy": 0.9, "mis": 0.1, "mis_null": 0.0, "mis_normalised": 0.3, "l1_density": None}
@@ -83,7 +83,7 @@ def test_the_ablations_say_what_they_change_and_which_are_missing():
     assert rows["alternating"][2] == "–" and rows["joint"][-2] == "not run here" and rows["x"][3] == "0.8000"
 
 
-@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in claims.CLAIMS))
+@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in papers.CLAIMS))
 def test_a_page_without_runs_has_an_answer_that_says_so(page):
     judged = claims.of_page(page, {})
     assert judged and "not here" in claims.answer(judged)

@@ -1,24 +1,23 @@
-"""Attack published networks of CIFAR-10 and measure how well their features betray it: data/detection.json.
+"""Attack published networks of CIFAR-10 and measure how well their features betray it: data/measured/detection.json.
 
     python tools/detection.py [IMAGES]
 
 Of the first IMAGES test images those count that the network classifies rightly and the attack turns: a detector is to tell
-them from themselves before the attack.  A run that stands in the file with the same weights is left alone, so the tool goes on
-where it was stopped.
+them from themselves before the attack.  A run that has been measured with the same weights and images is left alone, so the
+tool goes on where it was stopped.
 """
 
-import json
 import sys
 
 import torch
 
-from csglib import attacks, data, experiments, runs
+from csglib import attacks, data, experiments, measured
+from csglib.runs import Run
 from csglib.train import load, network
 
 IMAGES = int(sys.argv[1]) if len(sys.argv) > 1 else 2600
 SIZES = (500, 1000, 2000)
 SPLITS = 5
-FILE = data.ROOT / "data" / "detection.json"
 
 
 def strangers(labels: torch.Tensor) -> torch.Tensor:
@@ -30,7 +29,7 @@ def strangers(labels: torch.Tensor) -> torch.Tensor:
     return other
 
 
-def measure(run: runs.Run) -> dict:
+def measure(run: Run) -> dict:
     net = network(run).eval()
     test = load(run.recipe).test
     images, labels = data.to_float(test.images[:IMAGES]).contiguous(), test.labels[:IMAGES]
@@ -38,8 +37,7 @@ def measure(run: runs.Run) -> dict:
         natural = torch.cat([net.pooled(batch) for batch in images.split(200)])
     right = net.head(natural).argmax(1) == labels
     target = natural[strangers(labels)]
-    found = {"key": run.recipe.key, "model": run.provenance["sha256"]["model.safetensors"], "images": IMAGES}
-    found |= {"accuracy": right.double().mean().item(), "attacks": {}}
+    found = {"images": IMAGES, "accuracy": right.double().mean().item(), "attacks": {}}
     for name in (*attacks.ATTACKS, "match"):
         features = []
         for i in range(0, IMAGES, 200):
@@ -60,13 +58,7 @@ def measure(run: runs.Run) -> dict:
 
 
 if __name__ == "__main__":
-    known = json.loads(FILE.read_text()) if FILE.exists() else {"runs": {}}
-    for group in experiments.published("table1", "short").values():
+    for group in experiments.published("adversarial", "short").values():
         for run in group:
-            there = known["runs"].get(run.recipe.name, {})
-            if (there.get("model"), there.get("images")) == (run.provenance["sha256"]["model.safetensors"], IMAGES):
-                continue
-            if run.recipe.method in ("standard", "csg"):
-                here = runs.provenance(torch.device("cpu"))
-                known["runs"][run.recipe.name] = measure(run) | {name: here[name] for name in ("commit", "dirty", "hardware")}
-                runs.write(FILE, runs.dump(known))
+            if (measured.of("detection", run) or {}).get("images") != IMAGES:
+                measured.keep("detection", run, measure(run))
