@@ -107,13 +107,17 @@ def max_box_accuracy(
 
 
 def cam_scores(
-    train: Float[Tensor, "M H W"], train_boxes: Float[Tensor, "M 4"], test: Float[Tensor, "N H W"], boxes: Float[Tensor, "N 4"]
+    train: Float[Tensor, "M H W"],
+    train_boxes: Float[Tensor, "M 4"],
+    test: Float[Tensor, "N H W"],
+    boxes: Float[Tensor, "N 4"],
+    masks: Bool[Tensor, "N H W"],
 ) -> dict[str, float]:
-    """Of enlarged class activation maps: mean IoU of the hottest 30 % with the box, AP30, and the accuracy of their boxes.
+    """Of enlarged class activation maps: mean IoU of the hottest 30 % with the masks, AP30, and the accuracy of their boxes.
 
     `box_accuracy` has the threshold that was best on the training objects, `max_box_accuracy` the best of all on these.
     """
-    overlap = iou(hottest(test, 0.3), box_masks(boxes, test.shape[1:]))
+    overlap = iou(hottest(test, 0.3), masks)
     curve = max_box_accuracy(test, boxes)
     chosen = int(max_box_accuracy(train, train_boxes).argmax())
     return {

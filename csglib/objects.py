@@ -1,9 +1,12 @@
 """Photographs with boxes in the layout of PASCAL VOC, cut to one object an image, the box in the pixels of the cut.
 
 A folder holds JPEGImages/NAME.jpg, Annotations/NAME.xml and ImageSets/Main/SPLIT.txt with one NAME a line.  Since a split lists
-photographs, no two objects of one photograph are on different sides.
+photographs, no two objects of one photograph are on different sides.  Masks are read where there are any: those of objects and
+parts from PASCAL-Part's Annotations_Part/NAME.mat, else those of objects from VOC's SegmentationObject/NAME.png.
 """
 
+import os
+import tempfile
 import warnings
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +29,8 @@ class Objects:
     labels: Int[Tensor, " N"]
     boxes: Float[Tensor, "N 4"]  # left, top, right, bottom in pixels of the cut; right and bottom outside the object
     photographs: tuple[str, ...]  # the name of each object's photograph
+    masks: Bool[Tensor, "N S S"]  # empty of objects without one
+    parts: tuple[dict[str, Bool[Tensor, "S S"]], ...]  # the masks of each object's parts by their names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,7 +43,8 @@ class Objects:
 
     def take(self, order: list[int]) -> "Objects":
         names = tuple(self.photographs[i] for i in order)
-        return Objects(self.images[order], self.labels[order], self.boxes[order], names)
+        parts = tuple(self.parts[i] for i in order)
+        return Objects(self.images[order], self.labels[order], self.boxes[order], names, self.masks[order], parts)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,12 @@ class Box:
     top: int
     right: int  # the first column outside
     bottom: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    mask: np.ndarray  # of the photograph's pixels, bool
+    parts: dict[str, np.ndarray]
 
 
 def read_voc(
@@ -64,32 +76,37 @@ def read_voc(
     Problem; with `skip` it is left out with a warning.
     """
     folder = voc_folder(Path(root))
-    images, labels, boxes, photographs = [], [], [], []
+    images, labels, boxes, photographs, masks, parts = [], [], [], [], [], []
     for name in names(folder, split):
         try:
             found = read_xml(folder / "Annotations" / f"{name}.xml", classes)
-            picture = read_jpeg(folder / "JPEGImages" / f"{name}.jpg") if found else None
+            picture = read_image(folder / "JPEGImages" / f"{name}.jpg") if found else None
             for box in found:
                 check_box(box, picture, name)
+            shapes = read_shapes(folder, picture, name) if found else []
         except Problem as problem:
             if not skip:
                 raise
             warnings.warn(f"left out: {problem}", stacklevel=2)
             continue
         for box in found:
-            cut, inside = cut_out(picture, box, size, context)
-            images.append(torch.from_numpy(np.asarray(cut).copy()).permute(2, 0, 1))
+            square = around(box, context)
+            shape = best_shape(shapes, box)
+            images.append(torch.from_numpy(np.asarray(cut_out(picture, square, size)).copy()).permute(2, 0, 1))
             labels.append(classes.index(box.name))
-            boxes.append(inside)
+            boxes.append(inside(box, square, size))
             photographs.append(name)
+            masks.append(cut_mask(shape.mask, square, size) if shape else torch.zeros(size, size, dtype=torch.bool))
+            parts.append({part: cut_mask(m, square, size) for part, m in shape.parts.items()} if shape else {})
     if absent := [c for i, c in enumerate(classes) if i not in labels]:
         raise Problem(f"{folder} has no object of class {absent[0]} in split {split}: leave the class out, or add photographs")
-    return Objects(torch.stack(images), torch.tensor(labels), torch.tensor(boxes), tuple(photographs))
+    where = torch.tensor(labels), torch.tensor(boxes), tuple(photographs)
+    return Objects(torch.stack(images), *where, torch.stack(masks), tuple(parts))
 
 
-def load(root: Path | str) -> tuple[Objects, Objects]:
+def load(root: Path | str, size: int = 128, context: float = 1.0) -> tuple[Objects, Objects]:
     """The animals of the lists train and val.  The photographs of train are shuffled, so that its end can be held out."""
-    train, val = read_voc(root, "train"), read_voc(root, "val")
+    train, val = (read_voc(root, split, size=size, context=context) for split in ("train", "val"))
     rank = torch.randperm(int(train.groups.max()) + 1, generator=torch.Generator().manual_seed(0))
     return train.take(rank[train.groups].argsort(stable=True).tolist()), val
 
@@ -130,10 +147,10 @@ def read_xml(path: Path, classes: tuple[str, ...]) -> list[Box]:
 SIDES = (("xmin", 1), ("ymin", 1), ("xmax", 0), ("ymax", 0))  # VOC counts from 1, and its right and bottom are inside
 
 
-def read_jpeg(path: Path) -> Image.Image:
+def read_image(path: Path, mode: str | None = "RGB") -> Image.Image:
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return picture.convert(mode) if mode else picture.copy()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise Problem(f"{path} does not decode ({error}): restore it, or take {path.stem} out of its list") from None
 
@@ -146,12 +163,100 @@ def check_box(box: Box, picture: Image.Image, name: str) -> None:
         )
 
 
-def cut_out(picture: Image.Image, box: Box, size: int, context: float) -> tuple[Image.Image, list[float]]:
-    """The square around a box, resized, and the box in its pixels."""
+def read_shapes(folder: Path, picture: Image.Image, name: str) -> list[Shape]:
+    """The masks of a photograph's objects, in no order; none where the data have none."""
+    mat, png = folder / "Annotations_Part" / f"{name}.mat", folder / "SegmentationObject" / f"{name}.png"
+    if mat.is_file():
+        shapes = read_mat(mat)
+    elif png.is_file():
+        ids = np.asarray(read_image(png, None))
+        if ids.ndim != 2:
+            raise Problem(f"{png} is no picture of object numbers, one a pixel: restore it, or remove it")
+        shapes = [Shape(ids == i, {}) for i in np.unique(ids) if i not in (0, 255)]  # 0 is background, 255 the border
+    else:
+        return []
+    if wrong := [s for s in shapes if s.mask.shape != (picture.height, picture.width)]:
+        raise Problem(f"a mask of {name} has {wrong[0].mask.shape} pixels, not those of its photograph: restore it")
+    return shapes
+
+
+def read_mat(path: Path) -> list[Shape]:
+    """PASCAL-Part's masks: anno.objects, each with its mask and its parts, each with part_name and mask."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    def several(value) -> list[dict]:  # one alone is no list
+        return [value] if isinstance(value, dict) else list(value)
+
+    try:
+        return [
+            Shape(np.asarray(thing["mask"]) > 0, {p["part_name"]: np.asarray(p["mask"]) > 0 for p in several(thing["parts"])})
+            for thing in several(loadmat(path, simplify_cells=True)["anno"]["objects"])
+        ]
+    except (OSError, KeyError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError) as error:
+        raise Problem(f"{path} is no annotation of PASCAL-Part ({error}): restore it, or remove it") from None
+
+
+def best_shape(shapes: list[Shape], box: Box) -> Shape | None:
+    """The shape whose own box meets this one best, if it does by half: the order of files is not relied on."""
+
+    def overlap(shape: Shape) -> float:
+        rows, columns = np.nonzero(shape.mask)
+        if not len(rows):
+            return 0.0
+        sides = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        both = np.clip(np.minimum(sides[2:], (box.right, box.bottom)) - np.maximum(sides[:2], (box.left, box.top)), 0, None)
+        areas = np.prod(sides[2:] - sides[:2]) + (box.right - box.left) * (box.bottom - box.top)
+        return float(both.prod() / (areas - both.prod()))
+
+    best = max(shapes, key=overlap, default=None)
+    return best if best is not None and overlap(best) >= 0.5 else None
+
+
+def around(box: Box, context: float) -> tuple[int, int, int]:
+    """Left, top and side of the square around a box."""
     side = max(1, round(context * max(box.right - box.left, box.bottom - box.top)))
-    left = round((box.left + box.right - side) / 2)
-    top = round((box.top + box.bottom - side) / 2)
-    cut = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
-    scale = size / side
-    sides = ((box.left - left), (box.top - top), (box.right - left), (box.bottom - top))
-    return cut, [min(max(scale * s, 0.0), float(size)) for s in sides]
+    return round((box.left + box.right - side) / 2), round((box.top + box.bottom - side) / 2), side
+
+
+def cut_out(picture: Image.Image, square: tuple[int, int, int], size: int) -> Image.Image:
+    left, top, side = square
+    return picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def cut_mask(mask: np.ndarray, square: tuple[int, int, int], size: int) -> Bool[Tensor, "S S"]:
+    cut = cut_out(Image.fromarray(mask.astype(np.uint8) * 255), square, size)
+    return torch.from_numpy(np.asarray(cut) >= 128)
+
+
+def inside(box: Box, square: tuple[int, int, int], size: int) -> list[float]:
+    """The box in pixels of the resized square."""
+    left, top, side = square
+    sides = (box.left - left, box.top - top, box.right - left, box.bottom - top)
+    return [min(max(s * size / side, 0.0), float(size)) for s in sides]
+
+
+def get_voc(year: str = "2010", root: Path | None = None) -> Path:
+    """Download PASCAL VOC's training and validation photographs of a year; the folder appears whole or not at all."""
+    from torchvision.datasets import VOCDetection
+
+    from csglib.data import folder
+
+    root = root or folder()
+    target = root / f"voc{year}"
+    if target.exists():
+        voc_folder(target)
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as tmp:
+        try:
+            VOCDetection(tmp, year, "trainval", download=True)  # checks the archive's md5
+        except (OSError, RuntimeError) as error:
+            raise Problem(
+                f"could not download PASCAL VOC {year} ({error}): try again, or unpack its VOCdevkit into {target} by hand"
+            ) from None
+        for archive in Path(tmp).glob("*.tar"):
+            archive.unlink()
+        os.rename(tmp, target)
+        os.mkdir(tmp)  # for its own removal
+    return target

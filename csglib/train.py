@@ -174,17 +174,24 @@ def read_out(net: nets.Split, gate: Gate | None, images: Images, precision: str 
 
 
 def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, history) -> Run:
-    """Round the weights to float16, read the rounded network out, and write the run: what is published is what was measured."""
+    """Round the weights to float16, read the rounded network out, and write the run: what is published is what was measured.
+
+    Of a network that started from ImageNet's weights those are left out that did not change.
+    """
+    start = nets.build(recipe.net, len(dataset.classes), "imagenet").state_dict() if recipe.weights == "imagenet" else {}
+    weights = {}
     with torch.no_grad():
-        for tensor in net.state_dict().values():
+        for name, tensor in net.state_dict().items():
+            if name in start and torch.equal(tensor.cpu(), start[name]):
+                continue
             if tensor.is_floating_point():
                 tensor.copy_(tensor.half())
-    cpu = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in cpu.items()}
+            stored = tensor.half() if tensor.is_floating_point() else tensor
+            weights[name] = stored.cpu().contiguous()
     readout = read_out(net, gate, dataset.test, gates=gates)
     if not readout.logits.isfinite().all():
         raise Problem("the weights leave the range of float16, in which runs are stored: lower --lr, with a new --out")
-    stored = runs.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
+    packed = runs.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
     seconds = sum(row["seconds"] for row in history)
     trained = sum(row["path"] != "skipped" for row in history)
     images = len(dataset.train) // recipe.batch_size * recipe.batch_size * trained
@@ -197,8 +204,8 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
         "train_seconds": round(seconds, 1),
         "images_per_second": round(images / seconds, 1),
     }
-    metrics = evaluate(runs.unpack(stored))
-    runs.finish(out, history, weights, stored, metrics, provenance | code)
+    metrics = evaluate(runs.unpack(packed))
+    runs.finish(out, history, weights, packed, metrics, provenance | code)
     return runs.read(out)
 
 
@@ -297,9 +304,10 @@ def cpu_has_bfloat16() -> bool:
 
 def network(run: Run) -> nets.Split:
     """A run's trained network."""
-    net = nets.build(run.recipe.net, len(run.readout.bias))
+    net = nets.build(run.recipe.net, len(run.readout.bias), run.recipe.weights)
     method(run.recipe).gate(run.recipe, net)  # a method may change the network
-    net.load_state_dict(run.weights)
+    start = net.state_dict() if run.recipe.weights == "imagenet" else {}  # what did not change is not stored
+    net.load_state_dict(start | run.weights)
     return net.to(memory_format=torch.channels_last)
 
 

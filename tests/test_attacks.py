@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,27 @@ def test_an_image_is_never_on_both_sides_of_a_split():
 def test_the_same_seed_gives_the_same_errors_and_splits_differ():
     first, again = (attacks.detection_errors(*features(400, 0.5), 500, splits=3) for _ in range(2))
     assert first == again and len(set(first)) > 1
+
+
+# Oracles
+
+
+def test_attacks_equal_those_of_torchattacks(net):
+    import torchattacks
+
+    net, (images, labels) = net.float(), batch()
+    images = images.float()
+    eps, step = 8 / 255, 2 / 255
+    theirs = {
+        "fgsm": torchattacks.FGSM(net, eps),
+        "bim": torchattacks.BIM(net, eps, step, 10),
+        "mim": torchattacks.MIFGSM(net, eps, step, 10, decay=1.0),
+        "pgd": torchattacks.PGD(net, eps, step, 10, random_start=False),
+    }
+    assert set(theirs) == set(ATTACKS)
+    for name, oracle in theirs.items():
+        how = dataclasses.replace(ATTACKS[name], random_start=False)
+        ours = attacks.ascend(net, images, lambda x: -nn.functional.cross_entropy(net(x), labels, reduction="none"), how)
+        assert (ours - images).abs().max() > 0.03
+        assert torch.allclose(ours, oracle(images, labels), atol=1e-6), name
+    net.double()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from csglib import claims, experiments, papers
+from csglib import Problem, claims, experiments, measured, papers
 from csglib.claims import Claim, interval, judge, probability, verdict
 from csglib.runs import Recipe, Run
 
@@ -228,7 +228,36 @@ def test_the_answer_is_one_sentence_of_the_claims_that_have_words_for_it():
 def test_every_statistic_is_a_number_of_any_run(name, run, bare):
     for each in (run, bare):
         value = claims.STATISTICS[name](each)
-        assert isinstance(value, float) and np.isfinite(value)
+        if name in MEASURED:
+            assert value is None  # no tool has measured these runs
+        else:
+            assert isinstance(value, float) and np.isfinite(value)
+
+
+MEASURED = [name for name in claims.STATISTICS if name.startswith(("detection", "cam", "activation", "gradient", "box"))]
+
+
+def detection(fgsm: float, pgd: float) -> dict:
+    errors = {"fgsm": fgsm, "bim": pgd, "mim": pgd, "pgd": pgd, "match": 0.5}
+    return {"attacks": {name: {"errors": {"500": [e, e + 0.02], "1000": [e - 0.01, e - 0.01]}} for name, e in errors.items()}}
+
+
+def test_a_statistic_of_a_tool_is_read_from_its_file_and_only_for_the_weights_that_were_measured(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
+    crop = {"cam": {"iou": 0.3, "box_accuracy": 0.7}, "activation": {"iou": 0.2, "iou_positive": 0.1}, "gradient": {"iou": 0.4}}
+    measured.keep("detection", run, detection(0.1, 0.3))
+    measured.keep("localisation", run, {"crops": {"tight": crop, "wide": {"cam": {"box_accuracy": 0.6}}}})
+    found = {name: claims.STATISTICS[name](run) for name in MEASURED}
+    expected = {"detection": 0.25, "detection_fgsm": 0.1, "detection_bim": 0.3, "detection_mim": 0.3, "detection_pgd": 0.3}
+    expected |= {"detection_match": 0.5, "cam_iou": 0.3, "activation_iou": 0.2, "activation_iou_positive": 0.1}
+    assert found == pytest.approx(expected | {"gradient_iou": 0.4, "box_accuracy": 0.6})
+    path = tmp_path / "measured" / "detection.json"
+    path.write_text(path.read_text().replace(measured.weights(run), "0" * 64))
+    with pytest.raises(Problem, match="with other weights than its folder: run `python tools/detection.py`"):
+        claims.STATISTICS["detection"](run)
+    path.write_text("[")
+    with pytest.raises(Problem, match="detection.json cannot be read.*restore it with git"):
+        claims.STATISTICS["detection"](run)
 
 
 def test_the_last_weights_are_those_of_the_last_convolution(run):

@@ -179,10 +179,10 @@ def test_the_threshold_of_the_boxes_is_chosen_on_the_training_objects():
     exact = localize.box_masks(boxes, (8, 8)).float()
     wide = localize.box_masks(torch.tensor([[1.0, 1, 8, 8]] * 4), (8, 8)).float()
     heat = 0.3 * wide + 0.7 * exact  # at thresholds up to 0.3 too wide
-    scores = localize.cam_scores(heat, boxes, heat, boxes)
+    scores = localize.cam_scores(heat, boxes, heat, boxes, exact > 0)
     assert scores["box_accuracy"] == scores["max_box_accuracy"] == 1
     other = 0.7 * wide + 0.3 * exact
-    shifted = localize.cam_scores(heat, boxes, other, boxes)
+    shifted = localize.cam_scores(heat, boxes, other, boxes, exact > 0)
     assert shifted["box_accuracy"] == 0 and shifted["max_box_accuracy"] == 1
 
 
@@ -198,3 +198,43 @@ def test_gradient_maps_are_scored_for_the_filters_that_a_class_excites_most():
     right = localize.gradient_scores(net, torch.eye(2), images, labels, masks, filters=1)
     wrong = localize.gradient_scores(net, torch.eye(2).flip(0), images, labels, masks, filters=1)
     assert right["iou"] > 0.6 and right["ap20"] == 1 and wrong["iou"] < 0.3  # the blur reaches over the middle
+
+
+# Oracles
+
+
+def small_net() -> nets.Split:
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU())
+    return nets.Split(features, nn.Linear(6, 4)).eval()
+
+
+def test_the_class_activation_map_equals_those_of_torchcam_and_captum():
+    from captum import attr as captum
+    from torchcam import methods
+
+    net, images = small_net(), torch.rand(3, 3, 20, 24)
+    classes = torch.tensor([2, 0, 3])
+    with torch.no_grad():
+        ours = localize.cam(net.maps(images), net.head.weight, classes)
+    with methods.CAM(net, target_layer="features", fc_layer="head", enable_hooks=True) as theirs:
+        net(images)
+        (found,) = theirs(classes.tolist(), normalized=False)
+    assert torch.allclose(ours, found, atol=1e-6)
+    h, w = ours.shape[1:]
+    gradcam = captum.LayerGradCam(net, net.features).attribute(images, target=classes)  # the gradient's mean is W / (h w)
+    assert torch.allclose(ours, h * w * gradcam[:, 0], atol=1e-5)
+
+
+def test_the_gradient_map_is_captums_saliency_scaled_and_blurred():
+    from captum import attr as captum
+    from torchvision.transforms.functional import gaussian_blur
+
+    net, images = small_net(), torch.rand(2, 3, 40, 48)
+    ours = localize.gradmap(net, images, torch.tensor([5, 1]))
+    for row, k in zip(ours, (5, 1), strict=True):
+        gradient = captum.Saliency(net.pooled).attribute(images.clone().requires_grad_(), target=k, abs=False)
+        heat = gradient.norm(dim=1)
+        assert heat.max() > 0
+        heat = heat / heat.square().mean((1, 2), keepdim=True).sqrt()
+        assert torch.allclose(row, gaussian_blur(heat, [61, 61], [30.0, 30.0]), atol=1e-5)

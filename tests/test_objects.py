@@ -1,4 +1,8 @@
+import functools
+import http.server
 import shutil
+import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -138,3 +142,108 @@ def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(tmp_pa
     assert Recipe(dataset="voc:animals", precision="float32").name.startswith("voc-animals-resnet20")
     with pytest.raises(Problem, match="should hold one folder with JPEGImages"):
         data.load("voc:nowhere")
+
+
+# Masks and parts, where the data have them
+
+
+def instances(boxes) -> np.ndarray:
+    ids = np.zeros((40, 60), np.uint8)
+    for number, (left, top, right, bottom) in boxes.items():
+        ids[top - 1 : bottom, left - 1 : right] = number
+    return ids
+
+
+def test_masks_are_matched_to_boxes_by_their_place_not_their_order(voc):
+    folder = voc / "VOCdevkit" / "VOC2012" / "SegmentationObject"
+    folder.mkdir()
+    ids = instances({1: (2, 2, 39, 39), 2: (12, 7, 30, 15)})  # the cat's number comes first, its box second
+    ids[0, :] = 255
+    picture = Image.fromarray(ids)
+    picture.putpalette([value // 3 for value in range(768)])  # the numbers of VOC have colours
+    picture.save(folder / "a.png")
+    found = objects.read_voc(voc, "train", classes=("bird", "cat"), size=40)
+    assert found.photographs == ("a", "a", "b")
+    bird, cat, other = found.masks
+    assert not other.any() and not found.parts[0]
+    assert bird[12:28, 4:].float().mean() > 0.95 and not bird[:9].any()
+    assert cat.sum() == (ids == 1).sum()  # in a crop of 40 pixels a side, as large as the box
+    assert torch.equal(found.take([1, 0]).masks, found.masks[[1, 0]])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_masks_and_parts_of_pascal_part_are_read(voc, count):
+    from scipy.io import savemat
+
+    folder = voc / "VOCdevkit" / "VOC2012" / "Annotations_Part"
+    folder.mkdir()
+    mask = instances({1: (11, 6, 30, 15)})
+    part = np.empty((1, count), object)
+    for i, name in enumerate(("head", "tail")[:count]):
+        part[0, i] = {"part_name": name, "mask": instances({1: (11 + 10 * i, 6, 20 + 10 * i, 15)})}
+    bird = {"class": "bird", "mask": mask, "parts": part}
+    person = {"class": "person", "mask": instances({1: (41, 2, 60, 39)}), "parts": np.zeros((0, 0))}
+    things = np.empty((1, 2), object)
+    things[0, :] = [person, bird]
+    savemat(folder / "a.mat", {"anno": {"imname": "a", "objects": things}})
+    found = objects.read_voc(voc, "train", classes=("bird",), size=20)
+    assert found.masks[0, 5:15].all() and found.masks[0].sum() == 200
+    assert list(found.parts[0]) == ["head", "tail"][:count]
+    assert found.parts[0]["head"][5:15, :10].all() and found.parts[0]["head"].sum() == 100
+    assert not found.parts[1]
+
+
+@pytest.mark.parametrize(
+    "name, words", [("SegmentationObject/a.png", "does not decode"), ("Annotations_Part/a.mat", "no annotation")]
+)
+def test_a_broken_mask_is_named(voc, name, words):
+    path = voc / "VOCdevkit" / "VOC2012" / name
+    path.parent.mkdir()
+    path.write_bytes(b"nothing")
+    with pytest.raises(Problem, match=words):
+        objects.read_voc(voc, "train", classes=("bird",))
+
+
+def test_a_mask_of_another_size_is_refused(voc):
+    folder = voc / "VOCdevkit" / "VOC2012" / "SegmentationObject"
+    folder.mkdir()
+    Image.fromarray(np.ones((20, 20), np.uint8)).save(folder / "a.png")
+    with pytest.raises(Problem, match=r"mask of a has \(20, 20\) pixels"):
+        objects.read_voc(voc, "train", classes=("bird",))
+
+
+# Download
+
+
+@pytest.fixture
+def archive(voc, tmp_path_factory, monkeypatch):
+    """torchvision's list of archives with one of ours."""
+    from torchvision.datasets import voc as listed
+
+    shutil.copy(voc / "VOCdevkit/VOC2012/ImageSets/Main/train.txt", voc / "VOCdevkit/VOC2012/ImageSets/Main/trainval.txt")
+    path = tmp_path_factory.mktemp("web") / "voc.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.add(voc / "VOCdevkit", "VOCdevkit")
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=path.parent)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        entry = {"url": f"http://127.0.0.1:{server.server_port}/voc.tar", "filename": "voc.tar"}
+        entry |= {"md5": data.digest(path, "md5"), "base_dir": "VOCdevkit/VOC2012"}
+        monkeypatch.setitem(listed.DATASET_YEAR_DICT, "2010", entry)
+        yield path
+        server.shutdown()
+
+
+def test_voc_is_downloaded_checked_and_appears_whole_or_not_at_all(archive, tmp_path_factory, monkeypatch, csglib):
+    root = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("CSGLIB_DATA", str(root))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-600] + b"x" * 600)
+    code, _, err = csglib("data", "get", "voc2010")
+    assert code == 2 and "could not download PASCAL VOC 2010" in err and not list(root.iterdir())
+    archive.write_bytes(whole)
+    assert csglib("data", "get", "voc2010")[:2] == (0, f"voc2010: photographs in {root / 'voc2010'}\n")
+    assert [p.name for p in root.iterdir()] == ["voc2010"]
+    assert len(objects.read_voc(root / "voc2010", "train", classes=("bird",))) == 2
+    archive.unlink()
+    assert csglib("data", "get", "voc2010")[0] == 0  # what is there is kept
