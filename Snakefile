@@ -10,7 +10,7 @@
 import sys
 from pathlib import Path
 
-from csglib import Problem, experiments, runs
+from csglib import Problem, data, experiments, runs
 
 sys.path.insert(0, "tools")
 from execute import parameters
@@ -31,18 +31,23 @@ except Problem as problem:
 
 
 def runs_of(page):
-    """The folders of the runs that a page reads: all of its recipes, or those that are published."""
-    names = [r.name for group in experiments.recipes(page, PROFILE).values() for r in group]
-    return [f"{RUNS}/{name}" for name in names if TRAIN or Path(RUNS, name).exists()]
+    """The folders of the runs that a page reads: those of its recipes that are published, or can be trained here."""
+    asked = [r for group in experiments.recipes(page, PROFILE).values() for r in group]
+    return [f"{RUNS}/{r.name}" for r in asked if wanted(r)]
 
 
+def wanted(recipe):
+    return Path(RUNS, recipe.name).exists() or (TRAIN and data.present(recipe.dataset))
+
+
+MEASURED = [str(p) for p in (*Path("data").glob("*.json"), *Path("data/measured").glob("*.json"))]
 LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
 TRAINING = [f"csglib/{name}.py" for name in ("gate", "nets", "data", "runs", "methods", "templates", "information", "metrics", "train")]
 
-if not TRAIN:
-    for recipe in RECIPES.values():
-        if not Path(RUNS, recipe.name).exists():
-            print(f"not published yet, left out of the book: {recipe.command}", file=sys.stderr)
+for recipe in RECIPES.values():
+    if not wanted(recipe):
+        why = "its photographs are not here" if TRAIN else "not published yet"
+        print(f"{why}, left out of the book: {recipe.command}", file=sys.stderr)
 
 
 rule book:
@@ -67,7 +72,7 @@ rule notebook:
         "book/{page}.ipynb",
         "book/experiments.yml",
         "tools/execute.py",
-        ["data/third-party-resnet20.json", *(["data/step-cost.json"] if Path("data/step-cost.json").exists() else [])],
+        MEASURED,
         LIBRARY,
         lambda wildcards: runs_of(wildcards.page),
     output:
@@ -79,6 +84,7 @@ rule notebook:
 
 rule results:
     input:
+        MEASURED,
         "book/experiments.yml",
         LIBRARY,
         [folder for page in PAGES for folder in runs_of(page)],

@@ -74,6 +74,11 @@ def load(name: str) -> Dataset:
     return DATASETS[name]()
 
 
+def present(name: str) -> bool:
+    """Whether photographs in VOC's layout are there; other data sets can be fetched or say themselves what they lack."""
+    return not name.startswith("voc:") or (folder() / name.removeprefix("voc:")).exists()
+
+
 def folder() -> Path:
     """Where downloads lie: the environment variable CSGLIB_DATA, or data/raw in the repository."""
     return Path(os.environ.get("CSGLIB_DATA") or ROOT / "data" / "raw")

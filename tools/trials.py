@@ -1,0 +1,23 @@
+"""Keep what trial runs gave on the training images set apart: data/measured/animals-trials.json.
+
+    python tools/trials.py FOLDER
+
+FOLDER holds the trial runs, which are too large to publish.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from csglib import runs
+from csglib.measured import FOLDER
+from csglib.tables import trial_options
+
+if __name__ == "__main__":
+    found = []
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        if (path / "provenance.json").exists():
+            run = runs.read(path)
+            kept = {name: run.metrics[name] for name in ("accuracy", "mis", "l1_density", "acc3")}
+            found.append({"options": run.recipe.flags, "commit": run.provenance["commit"]} | kept)
+    runs.write(FOLDER / "animals-trials.json", json.dumps(found, indent=1) + "\n")
