@@ -17,7 +17,7 @@ from torch import Tensor
 from csglib import Problem, attacks, data, localize, measured, objects
 from csglib.claims import interval
 from csglib.figures import BLUE, GREY, ORANGE, styled
-from csglib.runs import Run
+from csglib.runs import Recipe, Run
 from csglib.tables import spread
 from csglib.train import network
 
@@ -61,13 +61,15 @@ def errors_of(entry: dict, attack: str, size: int) -> list[float]:
     return entry["attacks"][attack]["errors"].get(str(size), [])
 
 
-@styled
-def detection_curves(runs: dict[str, list[Run]]) -> Figure | None:
+def detection_curves(runs: dict[str, list[Run]]) -> Figure | Markdown:
     """The detector's error over the size of its training set: a line over the runs, for each run its splits' interval."""
     entries = {name: es for name, es in found("detection", runs).items() if es}
-    if not entries:
-        return None
-    fig, axes = plt.subplots(2, 3, figsize=(6.4, 4.2), sharex=True, sharey=True, layout="constrained")
+    return draw_curves(entries) if entries else unmeasured("detection")
+
+
+@styled
+def draw_curves(entries: dict[str, list[dict]]) -> Figure:
+    fig, axes = plt.subplots(2, 3, figsize=(6.4, 4.2), sharex=True, layout="constrained")
     sizes = sorted({int(s) for es in entries.values() for e in es for a in e["attacks"].values() for s in a["errors"]})
     for ax, (attack, title) in zip(axes.flat, NAMES.items(), strict=False):
         for i, ((name, es), colour, marker) in enumerate(zip(entries.items(), (BLUE, GREY, ORANGE), "os^", strict=False)):
@@ -85,10 +87,9 @@ def detection_curves(runs: dict[str, list[Run]]) -> Figure | None:
         ax.set_xscale("log")
         ax.set_xticks(sizes, [str(s) for s in sizes])
         ax.minorticks_off()
-        ax.axhline(0.5, color=GREY, lw=0.6, ls=":")
+        ax.set_ylim(bottom=0)
     axes[-1, -1].axis("off")
     axes[-1, -1].legend(*axes[0, 0].get_legend_handles_labels(), loc="center")
-    axes[0, 0].set_ylim(0, 0.55)
     fig.supxlabel("images that the detector learned from", fontsize=9)
     fig.supylabel("error of the detector", fontsize=9)
     return fig
@@ -164,7 +165,9 @@ def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = ob
     if not any(entries.values()):
         return unmeasured("localisation")
     rows = {
-        name: {c: spread([e["crops"]["tight"]["activation"]["filters"][i] for e in es], 0) for i, c in enumerate(classes)}
+        name: {
+            c: spread([float(e["crops"]["tight"]["activation"]["filters"][i]) for e in es], 0) for i, c in enumerate(classes)
+        }
         for name, es in entries.items()
     }
     return grid(rows, "Network")
@@ -185,11 +188,18 @@ def trials() -> Markdown:
     """What each value tried gave on the training photographs set apart."""
     if not TRIALS.exists():
         return Markdown("No trials have been kept: `python tools/trials.py` does it.")
-    rows = [
-        {"Options": f"`{t['options']}`", "Accuracy": f"{t['accuracy']:.3f}", "MIS, nats": f"{t['mis']:.4f}"}
-        | {"Density": "–" if t["l1_density"] is None else f"{t['l1_density']:.3f}"}
-        for t in json.loads(TRIALS.read_text())
-    ]
+    rows = []
+    for trial in json.loads(TRIALS.read_text()):
+        recipe = Recipe.from_dict(trial["recipe"], str(TRIALS))
+        gated = trial["l1_density"] is not None
+        layers = ", ".join(word.removeprefix("network._") for word in recipe.thaw.split(","))
+        row = {"Method": recipe.method, "Layers that learn": layers, "`lr`": f"{recipe.lr:g}"}
+        row |= {
+            "`gate_lr`": f"{recipe.gate_lr:g}" if gated else "–",
+            "`gate_penalty`": f"{recipe.gate_penalty:g}" if gated else "–",
+        }
+        row |= {"Accuracy": f"{trial['accuracy']:.3f}", "MIS, nats": f"{trial['mis']:.4f}"}
+        rows.append(row | {"L1-density": f"{trial['l1_density']:.3f}" if gated else "–"})
     return Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
 
 

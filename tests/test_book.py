@@ -109,7 +109,8 @@ def test_results_list_every_claim_with_its_runs(html):
     assert [r["id"] for r in results] == [c.id for c in papers.CLAIMS]
     for r in results:
         assert {"page", "paper", "source", "ours", "low", "high", "n", "verdict", "runs", "keys", "schedule"} <= set(r)
-        if r["id"] in ("meaning-mis", "picnn-learned"):  # the smoke profile leaves out what it compares with
+        unmeasured = r["page"] in ("localisation", "adversarial")  # tools measure published runs, and animals are not here
+        if r["id"] in ("meaning-mis", "picnn-learned") or unmeasured:  # the smoke profile leaves out what it compares with
             assert r["verdict"] == "not run here" and r["ours"] is None
         else:
             assert r["n"] == 1 and r["runs"] and r["schedule"] == "cifar10-mini, 3 epochs, one cycle"
@@ -136,9 +137,11 @@ def test_every_run_behind_a_claim_has_its_entry_with_recipe_and_commit(html):
 @pytest.mark.parametrize("page", dict.fromkeys(c.page for c in papers.CLAIMS))
 def test_a_page_of_results_opens_with_its_answer_and_ends_with_its_provenance(page, html):
     text = (html / f"{page}.html").read_text()
-    answer = "After cifar10-mini, 3 epochs, one cycle: "
+    answered = page not in ("localisation", "adversarial")  # tools measure published runs, and animals are not here
+    answer = "After cifar10-mini, 3 epochs, one cycle: " if answered else "Not answered yet:"
     assert answer in text
-    assert text.index(answer) < text.index('id="where-the-numbers-come-from"') < text.index("Run it again")
+    end = text.index("No run behind this page yet" if page == "localisation" else "Run it again")
+    assert text.index(answer) < text.index('id="where-the-numbers-come-from"') < end
 
 
 def test_executed_pages_leave_no_path_of_this_machine(html):

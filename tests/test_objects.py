@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import http.server
 import shutil
@@ -10,7 +11,7 @@ import torch
 from conftest import SHARED
 from PIL import Image
 
-from csglib import Problem, data, objects, train
+from csglib import Problem, data, experiments, localize, nets, objects, train
 from csglib.objects import ANIMALS
 from csglib.runs import Recipe
 
@@ -247,3 +248,41 @@ def test_voc_is_downloaded_checked_and_appears_whole_or_not_at_all(archive, tmp_
     assert len(objects.read_voc(root / "voc2010", "train", classes=("bird",))) == 2
     archive.unlink()
     assert csglib("data", "get", "voc2010")[0] == 0  # what is there is kept
+
+
+# The paper's own recipe
+
+
+def test_the_recipe_of_resnet152_on_voc_runs_from_photographs_to_a_run_for_a_few_steps(tmp_path, monkeypatch):
+    folder = tmp_path / "voc2010" / "VOCdevkit" / "VOC2010"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for animal in ANIMALS:
+            name = f"{split}_{animal}"
+            Image.fromarray(rng.integers(0, 255, (50, 60, 3), np.uint8)).save(folder / "JPEGImages" / f"{name}.jpg")
+            (folder / "Annotations" / f"{name}.xml").write_text(XML.format(OBJECT.format(animal, 11, 6, 50, 45)))
+        names = "".join(f"{split}_{animal}\n" for animal in ANIMALS)
+        (folder / "ImageSets/Main" / f"{split}.txt").write_text(names)
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    (recipe, *_) = experiments.recipes("localisation", "paper")["animals-csg"]
+    assert (recipe.net, recipe.dataset, recipe.weights) == ("resnet152@layer4", "voc:voc2010", "imagenet")
+    short = dataclasses.replace(recipe, weights="fresh", epochs=2, cycle="gs", batch_size=3)  # two steps gated, two standard
+    torch.manual_seed(0)
+    start = nets.build(recipe.net, 6).state_dict()
+    found = train.train(short, tmp_path / "run", "cpu")
+    assert found.readout.features.shape == (6, 2048) and found.readout.gate.shape == (6, 2048)
+    assert [row["path"] for row in found.history] == ["gated", "standard"]
+    learned = {k for k, v in found.weights.items() if v.ndim == 4 and not torch.equal(v, start[k].half().float())}
+    assert learned and all(k.startswith(("features.0.layer3", "features.0.layer4")) for k in learned)
+    assert set(localize.cam_scores(*looks(found), *looks(found), torch.ones(6, 32, 32) > 0)) >= {"iou", "box_accuracy"}
+
+
+def looks(run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Enlarged class activation maps of the test objects, and boxes."""
+    net = train.network(run).eval()
+    with torch.no_grad():
+        maps = net.maps(data.to_float(train.load(run.recipe).test.images))
+    heat = localize.enlarge(localize.cam(maps, net.head.weight.detach(), run.readout.labels), (32, 32))
+    return heat, torch.tensor([[4.0, 4, 28, 28]]).repeat(6, 1)

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from csglib import runs
 from csglib.measured import FOLDER
-from csglib.tables import trial_options
 
 if __name__ == "__main__":
     found = []
     for path in sorted(Path(sys.argv[1]).iterdir()):
         if (path / "provenance.json").exists():
             run = runs.read(path)
-            kept = {name: run.metrics[name] for name in ("accuracy", "mis", "l1_density", "acc3")}
-            found.append({"options": run.recipe.flags, "commit": run.provenance["commit"]} | kept)
+            kept = {name: run.metrics[name] for name in ("accuracy", "mis", "l1_density")}
+            found.append({"recipe": run.recipe.changed(), "commit": run.provenance["commit"]} | kept)
     runs.write(FOLDER / "animals-trials.json", json.dumps(found, indent=1) + "\n")

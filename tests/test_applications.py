@@ -1,0 +1,118 @@
+import copy
+import json
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from csglib import Problem, applications, data, measured, objects
+from csglib.runs import Recipe
+
+CROP = {
+    "cam": {"iou": 0.4, "ap30": 0.7, "box_accuracy": 0.6, "max_box_accuracy": 0.65},
+    "activation": {"iou": 0.3, "ap30": 0.5, "zero_thresholds": 0.25, "iou_positive": 0.2, "filters": [1, 2, 3, 4, 5, 6]},
+    "gradient": {"iou": 0.5, "ap20": 0.9},
+    "chance": {"middle_iou": 0.35, "whole_iou": 0.55, "whole_box_accuracy": 0.8},
+}
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch, run):
+    """What tools would have measured of the run."""
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    errors = {"500": [0.30, 0.32, 0.28, 0.31, 0.29], "1000": [0.2, 0.2, 0.2, 0.2, 0.2]}
+    attacks = {name: {"turned": 0.9, "used": 700, "errors": copy.deepcopy(errors)} for name in applications.NAMES}
+    attacks["fgsm"]["errors"].pop("1000")  # it turned too few
+    measured.keep("detection", run, {"attacks": attacks})
+    measured.keep("localisation", run, {"crops": {"tight": CROP, "wide": CROP}})
+    return tmp_path
+
+
+def rows(shown) -> dict[str, list[str]]:
+    """First cell of each row of a Markdown table -> the others."""
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.data.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in table}
+
+
+def test_the_table_of_detection_shows_what_was_measured(kept, run):
+    table = rows(applications.detection({"csg": [run], "std": []}))
+    assert table["Attack"] == ["csg, turned", "std, turned", "csg, error", "std, error"]
+    assert table["PGD"] == ["0.900", "–", "0.200", "–"] and table["FGSM"] == ["0.900", "–", "–", "–"]
+    assert table.keys() == {"Attack", *applications.NAMES.values()} | {":---------"} or len(table) == 7
+
+
+def test_the_curves_have_a_marker_a_run_and_size_with_the_interval_of_its_splits(kept, run):
+    figure = applications.detection_curves({"csg": [run], "std": []})
+    assert plt.get_fignums() == []
+    bim, fgsm = figure.axes[1], figure.axes[0]
+    assert bim.lines[0].get_ydata().tolist() == pytest.approx([0.3, 0.2])
+    assert len(bim.containers) == 2 and len(fgsm.containers) == 1
+    low, high = bim.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.3 - 0.01963, 0.3 + 0.01963), abs=1e-4)  # t(4, 0.975) s / sqrt 5
+
+
+def test_without_measurements_pages_say_which_tool_makes_them(tmp_path, monkeypatch, run):
+    monkeypatch.setattr(measured, "FOLDER", tmp_path / "none")
+    monkeypatch.setattr(applications, "TRIALS", tmp_path / "none" / "trials.json")
+    runs = {"csg": [run], "std": []}
+    for shown in (applications.detection(runs), applications.detection_curves(runs)):
+        assert "python tools/detection.py" in shown.data
+    for shown in (applications.localisation(runs), applications.filters_of_classes(runs)):
+        assert "python tools/localisation.py" in shown.data
+    assert "python tools/trials.py" in applications.trials().data
+
+
+def test_the_table_of_scores_stands_beside_a_guess_without_a_network(kept, run):
+    table = rows(applications.localisation({"animals-csg": [run]}))
+    assert table["CAM: IoU of the hottest 30 %"] == ["0.400", "0.350"]
+    assert table["ActivMap: share of filters with threshold 0"] == ["0.250", "–"]
+    assert table["ActivMap: IoU of the other filters"] == ["0.200", "–"]
+    assert table["Wide crops, MaxBoxAcc"] == ["0.650", "0.800"]
+    assert rows(applications.filters_of_classes({"csg": [run]}))["csg"] == list("123456")
+    assert rows(applications.animals({"csg": [run], "std": []}))["std"][-1] == "0"
+
+
+def test_trials_show_their_recipes(tmp_path, monkeypatch):
+    path = tmp_path / "trials.json"
+    recipe = {"method": "standard", "lr": 0.03, "thaw": "network._blocks.15,network._bn1"}
+    trial = {"recipe": recipe, "accuracy": 0.8, "mis": 0.05, "l1_density": None}
+    path.write_text(json.dumps([trial, trial | {"recipe": recipe | {"method": "csg", "gate_lr": 1.0}, "l1_density": 0.2}]))
+    monkeypatch.setattr(applications, "TRIALS", path)
+    table = rows(applications.trials())
+    assert table["standard"] == ["blocks.15, bn1", "0.03", "–", "–", "0.800", "0.0500", "–"]
+    assert table["csg"] == ["blocks.15, bn1", "0.03", "1", "0.005", "0.800", "0.0500", "0.200"]
+
+
+def test_attacked_images_are_shown_with_the_classes_before_and_after(run):
+    figure = applications.attacked({"CSG": run}, data.CLASSES, shown=3)
+    assert len(figure.axes) == 9 and plt.get_fignums() == []
+    assert [ax.get_title() for ax in figure.axes[:3]] == list(data.CLASSES[:3])
+    assert all(" → " in ax.get_title() for ax in figure.axes[3:6])
+    natural, changed = (figure.axes[i].images[0].get_array() for i in (0, 3))
+    assert 0.03 < abs(natural - changed).max() <= 8 / 255 + 1e-6
+
+
+def test_heat_maps_need_runs_and_photographs_and_say_so(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    assert "csglib data get voc2012" in applications.looks({"csg": [run], "std": []}).data
+    assert "neither cifar10-mini, voc2012, voc2010 is under" in applications.looks({"csg": [run]}).data
+
+
+def test_heat_maps_show_one_object_a_class_with_its_box(run):
+    labels = torch.arange(6).repeat(2)
+    boxes = torch.tensor([[4.0, 8, 20, 30]]).repeat(12, 1)
+    pictures = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    val = objects.Objects(pictures, labels, boxes, ("a",) * 12, torch.zeros(12, 32, 32, dtype=torch.bool), ({},) * 12)
+    figure = applications.heat_maps({"csg": run}, val)
+    assert len(figure.axes) == 12 and plt.get_fignums() == []
+    assert [ax.get_title() for ax in figure.axes[:6]] == list(objects.ANIMALS)
+    assert all(ax.patches[-1].get_bbox().bounds == (4, 8, 16, 22) for ax in figure.axes)
+
+
+def test_photographs_in_vocs_layout_are_present_or_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    assert data.present("cifar10") and not data.present("voc:zoo")
+    (tmp_path / "zoo").mkdir()
+    assert data.present("voc:zoo")
+    with pytest.raises(Problem):
+        data.load(Recipe(dataset="voc:zoo").dataset)
