@@ -132,6 +132,7 @@ def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(tmp_pa
         pytest.skip(f"the animals are not here: {root}")
     (tmp_path / "animals").symlink_to(root)
     monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "load", functools.cache(data.load))
     whole = data.load("voc:animals")
     assert whole.classes == ANIMALS and whole.train.images.shape[1:] == (3, 128, 128)
     for n in (30, 31, 32, 33):
