@@ -209,10 +209,10 @@ def looks(runs: dict[str, list[Run]]) -> Figure | Markdown:
     try:
         if len(first) < len(runs):
             raise Problem("a run of each network is needed")
-        folders = [first[name].recipe.dataset.removeprefix("voc:") for name in first] + ["voc2012", "voc2010"]
+        folders = ["voc_animals", "voc2012", "voc2010", *(run.recipe.dataset.removeprefix("voc:") for run in first.values())]
         there = [data.folder() / name for name in folders if (data.folder() / name).exists()]
         if not there:
-            raise Problem(f"neither {', '.join(dict.fromkeys(folders))} is under `CSGLIB_DATA`")
+            raise Problem(f"none of {', '.join(dict.fromkeys(folders))} is under `CSGLIB_DATA`")
         return heat_maps(first, objects.read_voc(there[0], "val", size=256, context=2.0))
     except Problem as problem:
         return Markdown(

@@ -72,7 +72,8 @@ def read_voc(
 ) -> Objects:
     """All objects of these classes in a split, each cut to a square of `context` times its box's longer side.
 
-    What lies outside the photograph is black, as in the paper's crops (context 1).  What is wrong with a photograph raises
+    The paper's crops have context 1, the object in the middle and black outside the photograph; a wider square is moved into
+    the photograph as far as that goes.  What is wrong with a photograph raises
     Problem; with `skip` it is left out with a warning.
     """
     folder = voc_folder(Path(root))
@@ -90,7 +91,7 @@ def read_voc(
             warnings.warn(f"left out: {problem}", stacklevel=2)
             continue
         for box in found:
-            square = around(box, context)
+            square = around(box, context, picture)
             shape = best_shape(shapes, box)
             images.append(torch.from_numpy(np.asarray(cut_out(picture, square, size)).copy()).permute(2, 0, 1))
             labels.append(classes.index(box.name))
@@ -213,10 +214,14 @@ def best_shape(shapes: list[Shape], box: Box) -> Shape | None:
     return best if best is not None and overlap(best) >= 0.5 else None
 
 
-def around(box: Box, context: float) -> tuple[int, int, int]:
+def around(box: Box, context: float, picture: Image.Image) -> tuple[int, int, int]:
     """Left, top and side of the square around a box."""
     side = max(1, round(context * max(box.right - box.left, box.bottom - box.top)))
-    return round((box.left + box.right - side) / 2), round((box.top + box.bottom - side) / 2), side
+    left, top = round((box.left + box.right - side) / 2), round((box.top + box.bottom - side) / 2)
+    if context > 1:
+        left = min(max(left, 0), picture.width - side) if side <= picture.width else left
+        top = min(max(top, 0), picture.height - side) if side <= picture.height else top
+    return left, top, side
 
 
 def cut_out(picture: Image.Image, square: tuple[int, int, int], size: int) -> Image.Image:

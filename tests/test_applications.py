@@ -95,7 +95,7 @@ def test_attacked_images_are_shown_with_the_classes_before_and_after(run):
 def test_heat_maps_need_runs_and_photographs_and_say_so(run, tmp_path, monkeypatch):
     monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
     assert "csglib data get voc2012" in applications.looks({"csg": [run], "std": []}).data
-    assert "neither cifar10-mini, voc2012, voc2010 is under" in applications.looks({"csg": [run]}).data
+    assert "none of voc_animals, voc2012, voc2010, cifar10-mini is under" in applications.looks({"csg": [run]}).data
 
 
 def test_heat_maps_show_one_object_a_class_with_its_box(run):

@@ -46,9 +46,9 @@ def test_objects_are_cut_out_square_with_the_box_in_the_pixels_of_the_cut(voc):
     assert first[6:14].mean() > 0.95 and first[:4].mean() < 0.05  # the box is white, its surroundings are black
 
 
-def test_context_widens_the_cut_and_pads_with_black_outside_of_the_photograph(voc):
+def test_context_widens_the_cut_which_stays_in_the_photograph_or_is_padded_with_black(voc):
     found = objects.read_voc(voc, "train", classes=("bird", "cat"), size=40, context=2.0)
-    assert found.boxes[0].tolist() == [10, 15, 30, 25]
+    assert found.boxes[0].tolist() == [10, 5, 30, 15]  # around the bird it would begin 10 pixels above
     assert (found.images[1][:, :9] == 0).all()  # the cat's box is 40 high in 40 pixels: above it there is nothing
 
 

@@ -3,10 +3,13 @@
     python tools/localisation.py
 
 Objects of the list `val` are scored, by their masks where all have one and by their boxes otherwise; thresholds, and the class
-that a filter belongs to, are fitted on objects of `train`.  Crops are `tight` as the paper's, the object's box from side to
-side, and `wide`, with twice the side at twice the resolution: the object as large as before, the photograph around it.  A run
-that has been measured with the same weights is left alone, so the tool goes on where it was stopped.
+that a filter belongs to, are fitted on objects of `train`.  The `tight` crops are the paper's, of the set that the network was
+trained on: they end where the object ends.  The `wide` ones have twice the side at twice the resolution, the object as large as
+before and the photograph around it, and are of VOC, whose photographs reach further.  A run that has been measured with the
+same weights is left alone, so the tool goes on where it was stopped.
 """
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,7 @@ from csglib.objects import Objects
 from csglib.runs import Run
 from csglib.train import network
 
-CROPS = {"tight": (1.0, 128), "wide": (2.0, 256)}  # sides of the box, pixels
+WIDE = "voc_animals"  # under CSGLIB_DATA; voc2012 has the same photographs and more
 FITTED = 600  # training objects: the first, of photographs in random order
 GRADIENT = 25  # objects of each class for GradMap, which takes a backward pass for each filter and image
 
@@ -46,36 +49,50 @@ def chance(found: Objects) -> dict[str, float]:
     }
 
 
+def heat_of(net: nets.Split, maps: torch.Tensor, found: Objects) -> torch.Tensor:
+    return localize.enlarge(localize.cam(maps, net.head.weight.detach(), found.labels), tuple(found.images.shape[2:]))
+
+
 def measure(run: Run) -> dict:
     net = network(run).eval()
-    root = data.folder() / run.recipe.dataset.removeprefix("voc:")
-    crops = {}
-    for name, (context, size) in CROPS.items():
-        train, val = objects.load(root, size, context)
-        train = train.take(list(range(FITTED)))
-        train_maps, maps = maps_of(net, train), maps_of(net, val)
-        heat, train_heat = (
-            localize.enlarge(localize.cam(m, net.head.weight.detach(), o.labels), (size, size))
-            for m, o in ((maps, val), (train_maps, train))
-        )
-        masks = masks_of(val)
-        crops[name] = {"cam": localize.cam_scores(train_heat, train.boxes, heat, val.boxes, masks), "chance": chance(val)}
-        if name == "tight":
-            fitted = train_maps, train.labels, masks_of(train)
-            crops[name]["activation"] = localize.activation_scores(*fitted, maps, val.labels, masks, len(objects.ANIMALS))
-            member = F.one_hot(train.labels, len(objects.ANIMALS)).float()
-            means = member.T @ train_maps.mean((2, 3)) / member.sum(0)[:, None]
-            some = torch.cat([(val.labels == c).nonzero()[:GRADIENT, 0] for c in range(len(objects.ANIMALS))])
-            images = data.to_float(val.images[some]).contiguous()
-            crops[name]["gradient"] = localize.gradient_scores(net, means, images, val.labels[some], masks[some])
-            crops[name]["gradient"]["objects"] = len(some)
-        print(run.recipe.name, name, crops[name], flush=True)
-    shown = val.masks.flatten(1).any(1).all()
-    return {"objects": len(val), "against": "masks" if shown else "boxes", "crops": crops}
+    return {
+        "tight": tight(net, data.folder() / run.recipe.dataset.removeprefix("voc:")),
+        "wide": wide(net, data.folder() / WIDE),
+    }
+
+
+def tight(net: nets.Split, root: Path) -> dict:
+    train, val = objects.load(root)
+    train = train.take(list(range(FITTED)))
+    train_maps, maps = maps_of(net, train), maps_of(net, val)
+    masks, C = masks_of(val), len(objects.ANIMALS)
+    member = F.one_hot(train.labels, C).float()
+    means = member.T @ train_maps.mean((2, 3)) / member.sum(0)[:, None]
+    some = torch.cat([(val.labels == c).nonzero()[:GRADIENT, 0] for c in range(C)])
+    images = data.to_float(val.images[some]).contiguous()
+    return {
+        **told(root, val),
+        "cam": localize.cam_scores(heat_of(net, train_maps, train), train.boxes, heat_of(net, maps, val), val.boxes, masks),
+        "activation": localize.activation_scores(train_maps, train.labels, masks_of(train), maps, val.labels, masks, C),
+        "gradient": localize.gradient_scores(net, means, images, val.labels[some], masks[some]) | {"objects": len(some)},
+    }
+
+
+def wide(net: nets.Split, root: Path) -> dict:
+    train, val = objects.load(root, size=256, context=2.0)
+    train = train.take(list(range(min(FITTED, len(train)))))
+    heats = (heat_of(net, maps_of(net, part), part) for part in (train, val))
+    scores = localize.cam_scores(next(heats), train.boxes, next(heats), val.boxes, masks_of(val))
+    return {**told(root, val), "cam": scores}
+
+
+def told(root: Path, val: Objects) -> dict:
+    shown = bool(val.masks.flatten(1).any(1).all())
+    return {"dataset": root.name, "objects": len(val), "against": "masks" if shown else "boxes", "chance": chance(val)}
 
 
 if __name__ == "__main__":
     for group in experiments.published("localisation", "short").values():
         for run in group:
             if measured.of("localisation", run) is None:
-                measured.keep("localisation", run, measure(run))
+                measured.keep("localisation", run, {"crops": measure(run)})
