@@ -41,6 +41,8 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def write_results(sources: Path, results: list[dict]) -> None:
     """The table of all claims for the index, and one section a page for the results."""
     (sources / "_claims.md").write_text(claims.markdown(results))
+    contradicted = [c for c in results if c["verdict"] == "contradicted"]
+    (sources / "_contradicted.md").write_text(claims.markdown(contradicted) if contradicted else "No claim so far.\n")
     sections = []
     for page in dict.fromkeys(c["page"] for c in results):
         judged = [c for c in results if c["page"] == page]
