@@ -5,6 +5,7 @@ Definitions after CSG's released code (CAM, ActivMap, GradMap) and Choe et al., 
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -73,8 +74,9 @@ def box_masks(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> Bool[Tensor
 
 def iou(a: Bool[Tensor, "N H W"], b: Bool[Tensor, "N H W"]) -> Float[Tensor, " N"]:
     """Intersection over union of each pair of masks; 0 of two empty ones."""
-    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
-    return both / either.clamp(min=1)
+    first, second = a.flatten(1).float(), b.flatten(1).float()  # counts below 2^24 are exact, and their sums ten times faster
+    both = (first * second).sum(1)
+    return both / (first.sum(1) + second.sum(1) - both).clamp(min=1)
 
 
 def max_box_accuracy(
@@ -85,21 +87,21 @@ def max_box_accuracy(
     Each heat map is first scaled to [0, 1].  Its maximum over thresholds is MaxBoxAcc; choose the threshold on other images.
     """
     from scipy.ndimage import find_objects, label
-    from torchvision.ops import box_iou
 
     low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
     scaled = ((heat - low) / (high - low).clamp(min=1e-12)).cpu().numpy()
     hits = torch.zeros(thresholds)
-    for n, picture in enumerate(scaled):
+    for picture, (left, top, right, bottom) in zip(scaled, boxes.tolist(), strict=True):
         for t in range(thresholds):
             regions, count = label(picture >= t / thresholds)
             if not count:
                 continue
-            places = find_objects(regions)
-            largest = max(range(count), key=lambda r: (regions[places[r]] == r + 1).sum())
-            rows, columns = places[largest]
-            found = torch.tensor([[columns.start, rows.start, columns.stop, rows.stop]], dtype=boxes.dtype)
-            hits[t] += box_iou(found, boxes[n : n + 1].cpu()).item() >= overlap
+            largest = np.bincount(regions.ravel())[1:].argmax()
+            rows, columns = find_objects(regions)[largest]
+            height = max(0.0, min(bottom, rows.stop) - max(top, rows.start))
+            both = height * max(0.0, min(right, columns.stop) - max(left, columns.start))
+            area = (rows.stop - rows.start) * (columns.stop - columns.start)
+            hits[t] += both >= overlap * (area + (right - left) * (bottom - top) - both)
     return hits / len(heat)
 
 
