@@ -129,7 +129,8 @@ SCORES = {  # the words for each score: crop, method, name
     "ActivMap: IoU": ("tight", "activation", "iou"),
     "ActivMap: AP30": ("tight", "activation", "ap30"),
     "ActivMap: share of filters with threshold 0": ("tight", "activation", "zero_thresholds"),
-    "ActivMap: IoU of the other filters": ("tight", "activation", "iou_positive"),
+    "ActivMap of firing places: IoU": ("tight", "firing", "iou"),
+    "ActivMap of firing places: AP30": ("tight", "firing", "ap30"),
     "GradMap: IoU": ("tight", "gradient", "iou"),
     "GradMap: AP20": ("tight", "gradient", "ap20"),
     "Wide crops, CAM: IoU of the hottest 30 %": ("wide", "cam", "iou"),
@@ -139,9 +140,10 @@ SCORES = {  # the words for each score: crop, method, name
 CHANCE = {  # what a guess without a network scores there
     ("cam", "iou"): "middle_iou",
     ("activation", "iou"): "whole_iou",
+    ("firing", "iou"): "whole_iou",
     ("gradient", "iou"): "whole_iou",
-    ("cam", "box_accuracy"): "whole_box_accuracy",
-    ("cam", "max_box_accuracy"): "whole_box_accuracy",
+    ("cam", "box_accuracy"): "box_accuracy",
+    ("cam", "max_box_accuracy"): "box_accuracy",
 }
 
 
@@ -160,14 +162,12 @@ def localisation(runs: dict[str, list[Run]]) -> Markdown:
 
 
 def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = objects.ANIMALS) -> Markdown:
-    """How many filters find the objects of each class best by ActivMap; mean and deviation over seeds."""
+    """How many filters find the objects of each class best, by ActivMap of firing places; mean and deviation over seeds."""
     entries = found("localisation", runs)
     if not any(entries.values()):
         return unmeasured("localisation")
     rows = {
-        name: {
-            c: spread([float(e["crops"]["tight"]["activation"]["filters"][i]) for e in es], 0) for i, c in enumerate(classes)
-        }
+        name: {c: spread([float(e["crops"]["tight"]["firing"]["filters"][i]) for e in es], 0) for i, c in enumerate(classes)}
         for name, es in entries.items()
     }
     return grid(rows, "Network")

@@ -100,7 +100,7 @@ STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "acc3": lambda run: metrics.clusters(run.readout, class_matrix(run))[1],
     "cam_iou": partial(located, "cam", "iou", "tight"),
     "activation_iou": partial(located, "activation", "iou", "tight"),
-    "activation_iou_positive": partial(located, "activation", "iou_positive", "tight"),
+    "firing_iou": partial(located, "firing", "iou", "tight"),
     "gradient_iou": partial(located, "gradient", "iou", "tight"),
     "box_accuracy": partial(located, "cam", "box_accuracy", "wide"),
     "detection": partial(detection_error, "any"),

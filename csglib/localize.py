@@ -29,20 +29,25 @@ def hottest(heat: Float[Tensor, "N H W"], share: float) -> Bool[Tensor, "N H W"]
     return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).view_as(heat)
 
 
-def filter_thresholds(maps: Float[Tensor, "N K h w"], share: float = 0.3) -> Float[Tensor, " K"]:
+def filter_thresholds(maps: Float[Tensor, "N K h w"], share: float = 0.3, firing: bool = False) -> Float[Tensor, " K"]:
     """ActivMap's T_k: the value that a share of filter k's activations reach, over all places of (training) images.
 
     It is 0 for a filter that fires in fewer places.  Then T_k marks every pixel of every image, so report how many there are.
+    With `firing` the share is of the places where the filter fires; a filter that never does marks nothing.
     """
-    N, K, h, w = maps.shape
-    count = max(1, math.floor(share * N * h * w))
-    return maps.transpose(0, 1).flatten(1).kthvalue(N * h * w - count + 1, dim=1).values
+    flat = maps.transpose(0, 1).flatten(1).sort(dim=1, descending=True).values
+    places = (flat > 0).sum(1) if firing else torch.full_like(flat[:, 0], flat.shape[1], dtype=torch.long)
+    count = (share * places).long().clamp(min=1)
+    T = flat.gather(1, count[:, None] - 1)[:, 0]
+    return torch.where(places > 0, T, math.inf)
 
 
 def activation_masks(
     maps: Float[Tensor, "N h w"], threshold: Float[Tensor, ""], size: tuple[int, int]
 ) -> Bool[Tensor, "N H W"]:
-    """Where one filter's enlarged map reaches its threshold."""
+    """Where one filter's enlarged map reaches its threshold: everywhere if that is 0, since no activation is less."""
+    if threshold <= 0:
+        return torch.ones(len(maps), *size, dtype=torch.bool, device=maps.device)
     return enlarge(maps, size) >= threshold
 
 
@@ -74,8 +79,8 @@ def box_masks(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> Bool[Tensor
 
 def iou(a: Bool[Tensor, "N H W"], b: Bool[Tensor, "N H W"]) -> Float[Tensor, " N"]:
     """Intersection over union of each pair of masks; 0 of two empty ones."""
-    first, second = a.flatten(1).float(), b.flatten(1).float()  # counts below 2^24 are exact, and their sums ten times faster
-    both = (first * second).sum(1)
+    first, second = a.flatten(1).float(), b.flatten(1).float()  # counts below 2^24 are exact, and float sums ten times faster
+    both = torch.linalg.vecdot(first, second)
     return both / (first.sum(1) + second.sum(1) - both).clamp(min=1)
 
 
@@ -138,29 +143,29 @@ def activation_scores(
     labels: Int[Tensor, " N"],
     masks: Bool[Tensor, "N H W"],
     num_classes: int,
+    firing: bool = False,
 ) -> dict[str, float | list[int]]:
     """ActivMap: a filter belongs to the class in whose images it most often exceeds an IoU of 0.3; its IoU in these images.
 
-    Means over filters; `filters` counts those of each class, `zero_thresholds` is the share of filters whose threshold is 0 and
-    which therefore mark whole images; `iou_positive` is the mean IoU of the others, NaN if there are none.
+    Of classes where it does equally often, that with the largest mean IoU.  Means over filters; `filters` counts those of each
+    class, `zero_thresholds` is the share of filters whose threshold is 0 and which therefore mark whole images.
     """
-    T = filter_thresholds(train)
+    T = filter_thresholds(train, firing=firing)
     size = masks.shape[1:]
     counts, overlaps, hits = [0] * num_classes, [], []
     for k in range(train.shape[1]):
-        seen = (iou(activation_masks(train[:, k], T[k], size), train_masks) > 0.3).double()
-        share = [seen[train_labels == c].mean().item() if (train_labels == c).any() else 0.0 for c in range(num_classes)]
-        own = max(range(num_classes), key=share.__getitem__)
+        overlap = iou(activation_masks(train[:, k], T[k], size), train_masks)
+        of = [overlap[train_labels == c] for c in range(num_classes)]
+        scores = [((o > 0.3).double().mean().item(), o.mean().item()) if len(o) else (-1.0, 0.0) for o in of]
+        own = scores.index(max(scores))
         here = labels == own
         overlap = iou(activation_masks(test[here, k], T[k], size), masks[here])
         counts[own] += 1
         overlaps.append(overlap.mean().item())
         hits.append((overlap > 0.3).double().mean().item())
-    found, positive = torch.tensor(overlaps), T.cpu() > 0
     return {
-        "iou": found.nanmean().item(),
+        "iou": torch.tensor(overlaps).nanmean().item(),
         "ap30": torch.tensor(hits).nanmean().item(),
-        "iou_positive": found[positive].nanmean().item(),
         "zero_thresholds": (T <= 0).double().mean().item(),
         "filters": counts,
     }

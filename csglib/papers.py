@@ -203,8 +203,8 @@ CLAIMS = (
         answer="that of single filters by {ours:+.4f}",
     ),
     Claim(
-        "positive-order", "localisation", "It does so too where only filters with a threshold above 0 count.",
-        "activation_iou_positive", "animals-csg", over="animals-std", source=OURS,
+        "firing-order", "localisation", "It does so too where its threshold is taken among the places in which it fires.",
+        "firing_iou", "animals-csg", over="animals-std", source=OURS,
     ),
     Claim(
         "gradient-order", "localisation", "The pixels that move the filters which a class excites most overlap more with it.",

@@ -10,9 +10,10 @@ from csglib.runs import Recipe
 
 CROP = {
     "cam": {"iou": 0.4, "ap30": 0.7, "box_accuracy": 0.6, "max_box_accuracy": 0.65},
-    "activation": {"iou": 0.3, "ap30": 0.5, "zero_thresholds": 0.25, "iou_positive": 0.2, "filters": [1, 2, 3, 4, 5, 6]},
+    "activation": {"iou": 0.3, "ap30": 0.5, "zero_thresholds": 0.25},
+    "firing": {"iou": 0.2, "ap30": 0.1, "filters": [1, 2, 3, 4, 5, 6]},
     "gradient": {"iou": 0.5, "ap20": 0.9},
-    "chance": {"middle_iou": 0.35, "whole_iou": 0.55, "whole_box_accuracy": 0.8},
+    "chance": {"middle_iou": 0.35, "whole_iou": 0.55, "box_accuracy": 0.8},
 }
 
 
@@ -66,7 +67,7 @@ def test_the_table_of_scores_stands_beside_a_guess_without_a_network(kept, run):
     table = rows(applications.localisation({"animals-csg": [run]}))
     assert table["CAM: IoU of the hottest 30 %"] == ["0.400", "0.350"]
     assert table["ActivMap: share of filters with threshold 0"] == ["0.250", "–"]
-    assert table["ActivMap: IoU of the other filters"] == ["0.200", "–"]
+    assert table["ActivMap of firing places: IoU"] == ["0.200", "0.550"]
     assert table["Wide crops, MaxBoxAcc"] == ["0.650", "0.800"]
     assert rows(applications.filters_of_classes({"csg": [run]}))["csg"] == list("123456")
     assert rows(applications.animals({"csg": [run], "std": []}))["std"][-1] == "0"

@@ -234,7 +234,9 @@ def test_every_statistic_is_a_number_of_any_run(name, run, bare):
             assert isinstance(value, float) and np.isfinite(value)
 
 
-MEASURED = [name for name in claims.STATISTICS if name.startswith(("detection", "cam", "activation", "gradient", "box"))]
+MEASURED = [
+    name for name in claims.STATISTICS if name.startswith(("detection", "cam", "activation", "firing", "gradient", "box"))
+]
 
 
 def detection(fgsm: float, pgd: float) -> dict:
@@ -244,12 +246,17 @@ def detection(fgsm: float, pgd: float) -> dict:
 
 def test_a_statistic_of_a_tool_is_read_from_its_file_and_only_for_the_weights_that_were_measured(run, tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
-    crop = {"cam": {"iou": 0.3, "box_accuracy": 0.7}, "activation": {"iou": 0.2, "iou_positive": 0.1}, "gradient": {"iou": 0.4}}
+    crop = {
+        "cam": {"iou": 0.3, "box_accuracy": 0.7},
+        "activation": {"iou": 0.2},
+        "firing": {"iou": 0.1},
+        "gradient": {"iou": 0.4},
+    }
     measured.keep("detection", run, detection(0.1, 0.3))
     measured.keep("localisation", run, {"crops": {"tight": crop, "wide": {"cam": {"box_accuracy": 0.6}}}})
     found = {name: claims.STATISTICS[name](run) for name in MEASURED}
     expected = {"detection": 0.25, "detection_fgsm": 0.1, "detection_bim": 0.3, "detection_mim": 0.3, "detection_pgd": 0.3}
-    expected |= {"detection_match": 0.5, "cam_iou": 0.3, "activation_iou": 0.2, "activation_iou_positive": 0.1}
+    expected |= {"detection_match": 0.5, "cam_iou": 0.3, "activation_iou": 0.2, "firing_iou": 0.1}
     assert found == pytest.approx(expected | {"gradient_iou": 0.4, "box_accuracy": 0.6})
     path = tmp_path / "measured" / "detection.json"
     path.write_text(path.read_text().replace(measured.weights(run), "0" * 64))

@@ -43,6 +43,9 @@ def test_the_threshold_of_a_filter_is_reached_by_its_share_of_places():
         assert (maps[:, k] >= t[k]).sum() == 60
     assert t[1] == 0
     assert localize.activation_masks(maps[:, 1], t[1], (8, 10)).all()  # the trap: it marks everything
+    t = localize.filter_thresholds(maps, 0.3, firing=True)
+    assert t[1] == 7 and (maps[:, 0] >= t[0]).sum() == 60
+    assert not localize.activation_masks(maps[:, 1] * 0, localize.filter_thresholds(maps * 0, firing=True)[1], (8, 10)).any()
 
 
 def test_the_box_of_a_mask_is_its_pixels():
@@ -171,7 +174,11 @@ def test_a_filter_that_fires_where_its_class_is_scores_well():
     masks[:, :24, :24] = True
     scores = localize.activation_scores(maps, labels, masks, maps, labels, masks, 2)
     assert scores["filters"] == [1, 0] and scores["iou"] > 0.8 and scores["ap30"] == 1 and scores["zero_thresholds"] == 0
-    assert scores["iou"] == scores["iou_positive"]
+    maps[labels == 1] = 0
+    maps[labels == 0] *= torch.tensor([1.0, 0]).repeat(5)[:, None, None, None]  # it fires in 5 of 20 images, 28 % of the places
+    paper, firing = (localize.activation_scores(maps, labels, masks, maps, labels, masks, 2, firing=f) for f in (False, True))
+    assert paper["zero_thresholds"] == 1 and paper["iou"] == pytest.approx(masks[0].float().mean().item())
+    assert firing["zero_thresholds"] == 0 and firing["filters"] == [1, 0] and 0.1 < firing["iou"] < 0.5
 
 
 def test_the_threshold_of_the_boxes_is_chosen_on_the_training_objects():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_iou
 
 from csglib import data, experiments, localize, measured, nets, objects
 from csglib.objects import Objects
@@ -35,17 +36,19 @@ def masks_of(found: Objects) -> torch.Tensor:
 
 
 def chance(found: Objects) -> dict[str, float]:
-    """What needs no network: the middle 30 % of every crop, and all of it."""
+    """What needs no network: the middle 30 % of every crop, a square, and all of it; of their boxes the better."""
     masks, size = masks_of(found), found.images.shape[2]
     half = size * 0.3**0.5 / 2
-    middle = localize.box_masks(
-        torch.tensor([[size / 2 - half, size / 2 - half, size / 2 + half, size / 2 + half]]), (size, size)
-    )
-    hits = localize.max_box_accuracy(torch.ones(len(found), 2, 2), found.boxes * 2 / size, thresholds=1)
+    boxes = {
+        "middle": torch.tensor([[size / 2 - half, size / 2 - half, size / 2 + half, size / 2 + half]]),
+        "whole": torch.tensor([[0.0, 0, size, size]]),
+    }
+    middle = localize.box_masks(boxes["middle"], (size, size))
+    hits = {name: (box_iou(box, found.boxes) >= 0.5).double().mean().item() for name, box in boxes.items()}
     return {
         "middle_iou": localize.iou(middle.expand_as(masks), masks).mean().item(),
         "whole_iou": masks.float().mean((1, 2)).mean().item(),
-        "whole_box_accuracy": hits[0].item(),
+        "box_accuracy": max(hits.values()),
     }
 
 
@@ -70,10 +73,12 @@ def tight(net: nets.Split, root: Path) -> dict:
     means = member.T @ train_maps.mean((2, 3)) / member.sum(0)[:, None]
     some = torch.cat([(val.labels == c).nonzero()[:GRADIENT, 0] for c in range(C)])
     images = data.to_float(val.images[some]).contiguous()
+    filters = train_maps, train.labels, masks_of(train), maps, val.labels, masks, C
     return {
         **told(root, val),
         "cam": localize.cam_scores(heat_of(net, train_maps, train), train.boxes, heat_of(net, maps, val), val.boxes, masks),
-        "activation": localize.activation_scores(train_maps, train.labels, masks_of(train), maps, val.labels, masks, C),
+        "activation": localize.activation_scores(*filters),
+        "firing": localize.activation_scores(*filters, firing=True),
         "gradient": localize.gradient_scores(net, means, images, val.labels[some], masks[some]) | {"objects": len(some)},
     }
 
