@@ -4,6 +4,7 @@ A folder holds JPEGImages/NAME.jpg, Annotations/NAME.xml and ImageSets/Main/SPLI
 photographs, no two objects of one photograph are on different sides.
 """
 
+import re
 import warnings
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from csglib import Problem
+from csglib.files import MIB, check_size
 
 ANIMALS = ("bird", "cat", "cow", "dog", "horse", "sheep")
+PIXELS = 50_000_000  # of a photograph: 150 MB in memory
 
 
 @dataclass(frozen=True)
@@ -108,34 +111,51 @@ def names(folder: Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)) or "no list"
         raise Problem(f"{folder} has no split {split!r}: ImageSets/Main has {known}")
-    found = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    if bad := [name for name in found if Path(name).name != name]:
-        raise Problem(f"{path} names {bad[0]!r}, which is no file of JPEGImages: correct the list")
+    check_size(path, 16 * MIB, "correct the list")
+    try:
+        found = [line.split()[0] for line in path.read_bytes().decode().splitlines() if line.strip()]
+    except ValueError as error:
+        raise Problem(f"{path} is no text ({error}): correct the list") from None
+    if bad := [name for name in found if not re.fullmatch(r"[\w.+-]+", name)]:
+        raise Problem(f"{path} names {bad[0][:80]!r}, which is no file of JPEGImages: correct the list")
+    if len(found) > len(set(found)):
+        raise Problem(f"{path} names a photograph twice: correct the list")
     return found
 
 
 def read_xml(path: Path, classes: tuple[str, ...]) -> list[Box]:
-    if not path.is_file():
-        raise Problem(f"{path} is missing: restore it, or take {path.stem} out of its list")
+    remedy = f"correct it, or take {path.stem} out of its list"
+    check_size(path, MIB, remedy)
     try:
         return [
             Box(o.findtext("name"), *(round(float(o.findtext(f"bndbox/{side}"))) - first for side, first in SIDES))
-            for o in ET.parse(path).getroot().iter("object")
+            for o in ET.parse(path, ET.XMLParser(target=Tree())).getroot().iter("object")
             if o.findtext("name") in classes
         ]
-    except (ET.ParseError, TypeError, ValueError) as error:
-        raise Problem(f"{path} cannot be read ({error}): correct it, or take {path.stem} out of its list") from None
+    except (ET.ParseError, TypeError, ArithmeticError, ValueError, LookupError) as error:
+        raise Problem(f"{path} cannot be read ({error}): {remedy}") from None
+
+
+class Tree(ET.TreeBuilder):
+    """Refuses what an annotation has no use for: entities, which may name each other until memory is full, or other files."""
+
+    def doctype(self, *_) -> None:
+        raise ValueError("it declares a document type")
 
 
 SIDES = (("xmin", 1), ("ymin", 1), ("xmax", 0), ("ymax", 0))  # VOC counts from 1, and its right and bottom are inside
 
 
 def read_jpeg(path: Path) -> Image.Image:
+    remedy = f"restore it, or take {path.stem} out of its list"
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path, formats=["JPEG"]) as picture:
+            warnings.simplefilter("ignore")  # of pixels and metadata; the next line bounds the one, nobody reads the other
+            if picture.width * picture.height > PIXELS:
+                raise Problem(f"{path} has {picture.width} x {picture.height} pixels, more than {PIXELS}: {remedy}")
             return picture.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise Problem(f"{path} does not decode ({error}): restore it, or take {path.stem} out of its list") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Problem(f"{path} does not decode ({error}): {remedy}") from None
 
 
 def check_box(box: Box, picture: Image.Image, name: str) -> None:
