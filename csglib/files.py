@@ -29,12 +29,15 @@ def check_size(path: Path, limit: int, remedy: str) -> None:
 
 def read_json(path: Path, remedy: str, schema: dict | None = None, limit: int = 16 * MIB) -> dict:
     """A JSON object that follows the schema; with a schema, NaN and infinities are refused too."""
+    return parse_json(read_text(path, remedy, limit), path, remedy, schema)
+
+
+def read_text(path: Path, remedy: str, limit: int = 16 * MIB) -> str:
     check_size(path, limit, remedy)
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except (OSError, ValueError) as error:
         raise Problem(f"{path} cannot be read ({error}): {remedy}") from None
-    return parse_json(text, path, remedy, schema)
 
 
 def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None) -> dict:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from csglib import Problem
-from csglib.files import MIB, check_size
+from csglib.files import MIB, check_size, read_text
 
 ANIMALS = ("bird", "cat", "cow", "dog", "horse", "sheep")
 PIXELS = 50_000_000  # of a photograph: 150 MB in memory
@@ -111,11 +111,7 @@ def names(folder: Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)) or "no list"
         raise Problem(f"{folder} has no split {split!r}: ImageSets/Main has {known}")
-    check_size(path, 16 * MIB, "correct the list")
-    try:
-        found = [line.split()[0] for line in path.read_bytes().decode().splitlines() if line.strip()]
-    except ValueError as error:
-        raise Problem(f"{path} is no text ({error}): correct the list") from None
+    found = [line.split()[0] for line in read_text(path, "correct the list").splitlines() if line.strip()]
     if bad := [name for name in found if not re.fullmatch(r"[\w.+-]+", name)]:
         raise Problem(f"{path} names {bad[0][:80]!r}, which is no file of JPEGImages: correct the list")
     if len(found) > len(set(found)):

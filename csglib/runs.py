@@ -26,7 +26,7 @@ from torch import Tensor
 
 from csglib import Problem, formats
 from csglib.data import ROOT, digest
-from csglib.files import check_size, parse_json, read_json, read_tensors, sync, write
+from csglib.files import check_size, parse_json, read_json, read_tensors, read_text, sync, write
 
 FORMAT = 2  # of the run folder; a folder of another format is refused
 PUBLISHED = ROOT / "data" / "runs"
@@ -181,7 +181,7 @@ class Run:
     @cached_property
     def history(self) -> list[dict]:
         path = self.path / "history.jsonl"
-        return [parse_json(line, path, AGAIN, formats.ROW) for line in path.read_text().splitlines()]
+        return [parse_json(line, path, AGAIN, formats.ROW) for line in read_text(path, AGAIN).splitlines()]
 
     @cached_property
     def readout(self) -> Readout:
@@ -237,8 +237,7 @@ def reserve(out: Path, recipe: Recipe) -> Path:
     folder, text = part(out), dump(dataclasses.asdict(recipe))
     kept = folder / "recipe.json"
     if kept.exists():
-        check_size(kept, formats.LIMITS[kept.name], "remove that folder first")
-        if kept.read_text() != text:
+        if read_text(kept, "remove that folder first") != text:
             raise Problem(
                 f"{folder} holds an unfinished run of another recipe: choose another --out, or remove that folder first"
             )
