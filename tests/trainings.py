@@ -20,7 +20,7 @@ from csglib import data, nets, runs, train
 from csglib.runs import Recipe
 
 FILES = sorted([*runs.FILES, "provenance.json"])
-RECIPE = Recipe(dataset="tiny", net="small", epochs=6, cycle="g", batch_size=64, lr=0.05, precision="float32")
+RECIPE = Recipe(dataset="tiny", net="small", epochs=4, cycle="g", batch_size=64, lr=0.05, precision="float32")
 
 
 def small(num_classes: int) -> nets.Split:
