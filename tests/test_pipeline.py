@@ -39,7 +39,8 @@ USE = (
 def notebook(page: str) -> nbformat.NotebookNode:
     parameters = nbformat.v4.new_code_cell('profile = "smoke"\nruns_folder = ""', metadata={"tags": ["parameters"]})
     cells = [nbformat.v4.new_markdown_cell(f"# The page {page}"), parameters]
-    return nbformat.v4.new_notebook(cells=cells + [nbformat.v4.new_code_cell(USE)] * (page == "table1"))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return nbformat.v4.new_notebook(metadata=kernel, cells=cells + [nbformat.v4.new_code_cell(USE)] * (page == "table1"))
 
 
 @pytest.fixture
