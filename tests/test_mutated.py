@@ -22,7 +22,7 @@ from csglib import Problem, data, experiments, nets, objects, runs, train
 from csglib.verify import verify
 
 often = settings(
-    max_examples=300 if LONG else 25,
+    max_examples=120 if LONG else 25,
     deadline=None,
     derandomize=not LONG,
     suppress_health_check=list(HealthCheck),

@@ -21,7 +21,7 @@ from csglib.runs import PUBLISHED, Recipe
 sys.path.insert(0, str(ROOT / "tools" / "ext"))
 import content_policy  # noqa: E402
 
-SMOKE = {"dataset": "cifar10-mini", "batch_size": 1000, "precision": "float32"}
+SMOKE = {"dataset": "cifar10-mini", "epochs": 2, "batch_size": 1000, "precision": "float32"}
 EXPERIMENTS = {
     "profiles": {
         "smoke": {"train": True, "seeds": [0], "recipe": SMOKE},
@@ -133,8 +133,6 @@ def test_a_pipeline_killed_goes_on_and_ends_as_an_uninterrupted_one(copied):
 
 @pytest.mark.long
 def test_so_does_one_killed_twenty_times_to_the_whole_book(copied):
-    table = EXPERIMENTS | {"experiments": {"std": {"method": "standard", "epochs": 8}}}
-    (copied / "book/experiments.yml").write_text(yaml.safe_dump(table))
     killed = rounds = 0
     while killed < 20:
         killed += kill_pipeline(copied, min(5, 20 - killed), 45, rounds, ["book"])
