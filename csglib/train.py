@@ -28,7 +28,7 @@ from csglib.methods import Gate, method
 from csglib.metrics import accuracy, class_means, cluster, evaluate
 from csglib.runs import Readout, Recipe, Run
 
-DIVERGED = 1e4  # nats; chance is ln C, so a test loss above this is not one that an epoch will mend
+DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test loss of 1e5 is none: its statistics are young
 
 
 def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1) -> Run:
@@ -87,7 +87,7 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
             if path in ("gated", "joint"):
                 gates.append(gate.matrix.detach().clone())
             if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)] or (
-                ["test_loss"] if row["test_loss"] > DIVERGED else []
+                ["train_loss"] if row["train_loss"] > DIVERGED else []
             ):
                 told = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
                 files.write(folder / "report.json", json.dumps({"stopped_by": bad, "history": told}, indent=2) + "\n")

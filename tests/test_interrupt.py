@@ -245,14 +245,16 @@ def test_a_run_of_two_commits_is_not_called_clean(stop_at, monkeypatch, tmp_path
     assert train.train(dataclasses.replace(RECIPE, seed=1), tmp_path / "other", "cpu").provenance["dirty"] is False
 
 
-def test_a_test_loss_out_of_all_bounds_stops_a_run_as_nan_does(stop_at, monkeypatch, tmp_path):
-    original = train.test_row
-    monkeypatch.setattr(
-        train, "test_row", lambda *a: original(*a) | ({"test_loss": 2e4} if len(seen) else seen.append(0) or {})
-    )
-    seen = []
-    with pytest.raises(Problem, match="test_loss of epoch 1 is 20000: lower --lr"):
+def test_a_training_loss_out_of_all_bounds_stops_a_run_as_nan_does(stop_at, monkeypatch, tmp_path):
+    original, seen = train.train_epoch, []
+
+    def train_epoch(*args):
+        seen.append(1)
+        return original(*args) | ({"train_loss": 2e6} if len(seen) == 2 else {})
+
+    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    with pytest.raises(Problem, match=r"train_loss of epoch 1 is 2e\+06: lower --lr"):
         train.train(RECIPE, tmp_path / "out", "cpu")
     assert load_file(tmp_path / "out.part" / "checkpoint.safetensors")
     report = json.loads((tmp_path / "out.part" / "report.json").read_text())
-    assert report["stopped_by"] == ["test_loss"] and len(report["history"]) == 2
+    assert report["stopped_by"] == ["train_loss"] and len(report["history"]) == 2
