@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 book: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --quiet rules --cores $(CORES) --rerun-triggers mtime input --rerun-incomplete \
-	  --config profile=$(PROFILE)
+	  --nolock --config profile='$(PROFILE)'
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -1,22 +1,26 @@
 # From recipes to the book:  train -> notebook -> book.
 #
-#     snakemake --cores 2 --config profile=quick build=build
+#     snakemake --cores 2 --nolock --config profile=quick build=build
 #
 # profile  smoke | quick | short | paper, see book/experiments.yml
 # build    where everything generated goes; the runs of short and paper go to data/runs, beside the published ones
 #
 # Executed notebooks lie in a folder of their profile, so that a change of profile is a change of input.
+# Every run that exists is opened, and so compared with its digests, before anything is made of it; `verify` recomputes each
+# once and marks it in build/verified under its name and a digest of its provenance and the code.
+# The lock is our own: Snakemake's outlives a process that is killed, ours ends with it.  Killed, the same command goes on.
 
+import hashlib
 import sys
 from pathlib import Path
 
-from csglib import Problem, data, experiments, runs
+from csglib import Problem, data, experiments, files, runs
 
 sys.path.insert(0, "tools")
 from execute import parameters
 
 PROFILE = config.get("profile", "quick")
-BUILD = config.get("build", "build")
+BUILD = str(config.get("build", "build"))
 DONE = f"{BUILD}/{PROFILE}"
 RUNS = f"{BUILD}/runs" if PROFILE == "smoke" else "data/runs"
 
@@ -26,8 +30,24 @@ try:
     RECIPES = {r.name: r for page in PAGES for group in experiments.recipes(page, PROFILE).values() for r in group}
     for page in PAGES:
         parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
+    THERE = [name for name, recipe in RECIPES.items() if Path(RUNS, name).exists() and runs.published(recipe, Path(RUNS))]
+    if workflow.is_main_process:
+        Path(BUILD).mkdir(parents=True, exist_ok=True)
+        LOCK = files.lock(Path(BUILD))  # until this process ends
 except Problem as problem:
     sys.exit(f"csglib: {problem}")
+
+CODE = [f"csglib/{name}.py" for name in ("gate", "information", "metrics", "nets", "runs", "templates", "train", "verify")]
+
+
+def mark(name):
+    """Where it is noted that this code has verified this run."""
+    seen = "".join(data.digest(Path(p)) for p in [f"{RUNS}/{name}/provenance.json", *CODE])
+    return f"{BUILD}/verified/{name}-{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
+
+
+VERIFIED = {name: mark(name) for name in THERE if PROFILE != "smoke"}  # smoke trains anew with the code as it is
+UNVERIFIED = {name: place for name, place in VERIFIED.items() if not Path(place).exists()}
 
 
 def runs_of(page):
@@ -37,12 +57,15 @@ def runs_of(page):
 
 
 def wanted(recipe):
-    return Path(RUNS, recipe.name).exists() or (TRAIN and data.present(recipe.dataset))
+    return recipe.name in THERE or (TRAIN and data.present(recipe.dataset))
 
 
 MEASURED = [str(p) for p in (*Path("data").glob("*.json"), *Path("data/measured").glob("*.json"))]
 LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
-TRAINING = [f"csglib/{name}.py" for name in ("gate", "nets", "data", "runs", "methods", "templates", "information", "metrics", "train")]
+TRAINING = [
+    f"csglib/{name}.py"
+    for name in ("gate", "nets", "data", "runs", "methods", "templates", "information", "metrics", "train", "checkpoint")
+]
 
 for recipe in RECIPES.values():
     if not wanted(recipe):
@@ -57,14 +80,17 @@ rule book:
         "_config.yml",
         "tools/assemble.py",
         LIBRARY,
+        VERIFIED.values(),
         [folder for page in PAGES for folder in runs_of(page)],
         [str(p) for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb"],
         [str(p) for p in Path("tools/ext").glob("*.py")],
     output:
         f"{BUILD}/html/index.html",
         f"{BUILD}/results.json",
+    params:
+        words=[BUILD, PROFILE, RUNS],
     shell:
-        f"python tools/assemble.py {BUILD} {PROFILE} {RUNS}"
+        "python tools/assemble.py {params.words:q}"
 
 
 rule notebook:
@@ -77,9 +103,13 @@ rule notebook:
         lambda wildcards: runs_of(wildcards.page),
     output:
         f"{DONE}/{{page}}.ipynb",
+    wildcard_constraints:
+        page="[A-Za-z0-9-]+",
     threads: lambda wildcards: 1 if experiments.recipes(wildcards.page, PROFILE) else 64  # the live page trains: all there are
+    params:
+        words=[PROFILE, RUNS],
     shell:
-        f"python tools/execute.py {{wildcards.page}} {PROFILE} {RUNS} {{output}}"
+        "python tools/execute.py {wildcards.page:q} {params.words:q} {output:q}"
 
 
 rule results:
@@ -90,8 +120,21 @@ rule results:
         [folder for page in PAGES for folder in runs_of(page)],
     output:
         f"{DONE}/results.json",
+    params:
+        words=["--profile", PROFILE, "--runs-folder", RUNS],
     shell:
-        f"csglib results --profile {PROFILE} --runs-folder {RUNS} --out {{output}}"
+        "csglib results {params.words:q} --out {output:q}"
+
+
+if UNVERIFIED:
+
+    rule verify:
+        output:
+            touch(UNVERIFIED.values()),
+        params:
+            folders=[f"{RUNS}/{name}" for name in UNVERIFIED],
+        shell:
+            "csglib verify {params.folders:q}"
 
 
 if TRAIN:
@@ -102,11 +145,12 @@ if TRAIN:
         output:
             directory(f"{RUNS}/{{name}}"),
         wildcard_constraints:
-            name="|".join(RECIPES),
+            # A finished run of the reported profiles is a source, which no restart trains anew
+            name="|".join(name for name in RECIPES if PROFILE == "smoke" or name not in THERE) or "none",
         threads: 64
         resources:
             gpu=1,
         params:
-            flags=lambda wildcards: RECIPES[wildcards.name].flags,
+            flags=lambda wildcards: RECIPES[wildcards.name].flags,  # each word quoted
         shell:
-            "csglib train {params.flags} --out {output}"
+            "csglib train {params.flags} --out {output:q}"

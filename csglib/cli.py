@@ -1,4 +1,4 @@
-"""The command `csglib`: train | evaluate | data | runs | results."""
+"""The command `csglib`: train | evaluate | data | runs | verify | results."""
 
 import json
 import sys
@@ -13,18 +13,21 @@ from csglib import Problem
 from csglib.runs import PUBLISHED, Recipe
 
 
-def train(recipe: OmitArgPrefixes[Recipe], out: Path | None = None, device: str | None = None) -> None:
+def train(
+    recipe: OmitArgPrefixes[Recipe], out: Path | None = None, device: str | None = None, checkpoint_every: int = 1
+) -> None:
     """Train a recipe and write its run; called again after an interruption, go on where it stopped.
 
     Args:
         recipe: What decides the trained network.
         out: Folder of the run; it must not exist yet.  Default: build/runs/ and the recipe's name.
         device: cpu or cuda.  Default: cuda where there is one.
+        checkpoint_every: Epochs from one checkpoint to the next; an interruption costs at most these.
     """
     from csglib.train import pick_device, settle_precision, train
 
     out = out or Path("build/runs") / settle_precision(recipe, pick_device(device))[0].name
-    run = train(recipe, out, device)
+    run = train(recipe, out, device, checkpoint_every)
     print(json.dumps(run.metrics, indent=2))
     print(f"{out}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)
 
@@ -91,6 +94,20 @@ def list_runs(folder: Positional[Path] = PUBLISHED) -> None:
         print(f"{path.name:48} accuracy {m['accuracy']:.4f}  mis {m['mis']:.4f}  density {density}")
 
 
+def verify(folders: Positional[tuple[Path, ...]]) -> None:
+    """Recompute what runs say of themselves: digests, metrics from the readout, the readout from the weights where images are.
+
+    Args:
+        folders: Run folders.
+    """
+    from csglib import runs
+    from csglib.verify import verify
+
+    for folder in folders:
+        verify(runs.read(folder))
+        print(f"{folder}: verified")
+
+
 def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = Path("build/results.json")) -> None:
     """Judge every claim by the runs that exist and write the list.
 
@@ -108,7 +125,7 @@ def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = P
 
 
 def main() -> None:
-    commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "results": results}
+    commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "verify": verify, "results": results}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="csglib", description=__doc__)
     except Problem as problem:

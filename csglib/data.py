@@ -6,7 +6,6 @@
 
 import hashlib
 import os
-import shutil
 import tarfile
 import tempfile
 import urllib.request
@@ -29,6 +28,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_BYTES = 200_000_000  # more than the archive's 170 million; its files take 184 million
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 CIFAR10_FILES = {  # md5 of the official files; each holds 10,000 records of one label byte and 3 x 32 x 32 pixels
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
@@ -169,7 +169,10 @@ def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIF
             with urllib.request.urlopen(url, timeout=60) as source, archive.open("wb") as sink:
                 size = int(source.headers.get("Content-Length") or 0) or None
                 with tqdm.wrapattr(source, "read", total=size, desc="CIFAR-10") as stream:
-                    shutil.copyfileobj(stream, sink)
+                    while block := stream.read(1 << 20):
+                        if sink.tell() > CIFAR10_BYTES:
+                            raise OSError("it is larger than the release")
+                        sink.write(block)
         except OSError as error:
             raise Problem(
                 f"could not download {url} ({error}): try again, or put the release's files into {target} by hand"
@@ -178,6 +181,8 @@ def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIF
             raise Problem(f"the archive from {url} is not the official release (its md5 differs): try again")
         try:
             with tarfile.open(archive) as tar:
+                if sum(member.size for member in tar) > 2 * CIFAR10_BYTES:
+                    raise tarfile.TarError("it unpacks to more than the release")
                 tar.extractall(tmp, filter="data")  # refuses paths that leave the folder
         except tarfile.TarError as error:
             raise Problem(f"the archive from {url} cannot be unpacked ({error}): try again") from None

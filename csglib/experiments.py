@@ -1,12 +1,14 @@
 """book/experiments.yml: which recipes each page needs, per profile, and the runs of them that exist."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from csglib import Problem, check_name, runs
+from csglib import Problem, check_name, formats, runs
 from csglib.data import ROOT
+from csglib.files import MIB, check_size, parse_json, short
 from csglib.runs import Recipe, Run
 
 FILE = ROOT / "book" / "experiments.yml"
@@ -22,17 +24,58 @@ class Profile:
     leave_out: tuple[str, ...]  # experiments that it does without
 
 
+WORD = {"type": "string", "pattern": r"^[A-Za-z0-9._-]+\Z"}
+FIELDS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+SEEDS = {"type": "array", "items": {"type": "integer"}}
+KIND = {"type": "object", "properties": {"seeds": SEEDS}, "additionalProperties": FIELDS["additionalProperties"]}
+PROFILE = formats.record(
+    {
+        "train": {"type": "boolean"},
+        "seeds": SEEDS,
+        "recipe": FIELDS,
+        "like": WORD,
+        "kinds": {"type": "object", "additionalProperties": KIND},
+        "leave_out": {"type": "array", "items": WORD},
+    },
+    optional=("seeds", "recipe", "like", "kinds", "leave_out"),
+    rest=False,
+)
+PAGE = {
+    "type": ["object", "null"],
+    "properties": {
+        "experiments": {"type": "array", "items": WORD},
+        "parameters": {"type": "object", "additionalProperties": FIELDS},
+    },
+    "additionalProperties": False,
+}
+NAMED = {"type": "object", "propertyNames": WORD}
+SCHEMA = formats.record(
+    {
+        "profiles": NAMED | {"additionalProperties": PROFILE},
+        "experiments": NAMED | {"additionalProperties": FIELDS},
+        "pages": NAMED | {"additionalProperties": PAGE},
+    },
+    rest=False,
+)
+
+
 def book() -> dict:
-    if not FILE.is_file():
-        raise Problem(f"{FILE} is missing: work in a clone of the repository, or restore it with git")
-    return yaml.safe_load(FILE.read_text())
+    check_size(FILE, MIB, remedy := "work in a clone of the repository, or restore it with git")
+    try:
+        text = json.dumps(yaml.safe_load(FILE.read_bytes()))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise Problem(f"{FILE} cannot be read ({short(str(error))}): correct it, or restore it with git") from None
+    return parse_json(text, FILE, remedy, SCHEMA)
 
 
 def profile(name: str) -> Profile:
     profiles = book()["profiles"]
     check_name("profile", name, profiles)
     values = profiles[name]
-    base = profiles[values["like"]] if "like" in values else values
+    check_name("profile", values.get("like", name), profiles)
+    base = profiles[values.get("like", name)]
+    if not {"seeds", "recipe"} <= set(base):
+        raise Problem(f"{FILE}: profile {name} has no seeds or no recipe: name them, or a profile that it is like")
     return Profile(
         name, values["train"], tuple(base["seeds"]), base["recipe"], base.get("kinds", {}), tuple(base.get("leave_out", ()))
     )
@@ -47,6 +90,7 @@ def recipes(page: str, profile_name: str) -> dict[str, list[Recipe]]:
         if name in p.leave_out:
             groups[name] = []
             continue
+        check_name("experiment", name, table["experiments"])
         own = dict(table["experiments"][name])
         kind = dict(p.kinds.get(own.pop("kind", None), {}))
         seeds = kind.pop("seeds", p.seeds)

@@ -6,6 +6,7 @@ Images enter as floats in [0, 1]; normalisation is the network's first step, so 
 
 import copy
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from csglib import Problem, check_name
+from csglib import Problem, check_name, files
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, channel by channel, in [0, 1]
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -128,6 +129,7 @@ def efficientnet_lite0_imagenet() -> dict:
 
 
 NETS = {"resnet20": resnet20, "efficientnet_lite0": efficientnet_lite0}
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 IMAGENET = {"efficientnet_lite0": efficientnet_lite0_imagenet}
 
 
@@ -146,12 +148,16 @@ def build(name: str, num_classes: int, weights: str = "fresh") -> Split:
 
     family, layer = name.split("@", 1)
     check_name("network of torchvision", family, torchvision.models.list_models(torchvision.models))
+    before = os.environ.get(FORCE, "0")
+    os.environ[FORCE] = "1"  # torchvision unpickles what it downloads; this forbids code in it
     try:
         network = torchvision.models.get_model(family, weights=None if weights == "fresh" else "DEFAULT")
     except OSError as error:
         raise Problem(
             f"the ImageNet weights of {family} could not be downloaded ({error}): try again, or put the file into torch's cache"
         ) from None
+    finally:
+        os.environ[FORCE] = before
     return gated(network, layer, num_classes)
 
 
@@ -241,11 +247,16 @@ def resnet20_of_akamaster(path: Path | str) -> Split:
     An outside check of network, data and evaluation.  Its tensors stand in the order of ours under other names, and its
     images are normalised with ImageNet's mean and standard deviation.
     """
-    theirs = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     net = resnet20(10)
     ours = [k for k in net.state_dict() if k not in ("mean", "std") and not k.endswith("num_batches_tracked")]
-    values = [v for k, v in theirs.items() if not k.endswith("num_batches_tracked")]
-    net.load_state_dict(dict(zip(ours, values, strict=True)), strict=False)
+    remedy = "give that repository's resnet20-12fca82f.th"
+    files.check_size(Path(path), 16 * files.MIB, remedy)
+    try:
+        theirs = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+        values = [v for k, v in theirs.items() if not k.endswith("num_batches_tracked")]
+        net.load_state_dict(dict(zip(ours, values, strict=True)), strict=False)
+    except Exception as error:  # a damaged pickle fails in any way; with weights_only none of them runs its code
+        raise Problem(f"{path} holds no weights of that network ({files.short(str(error))}): {remedy}") from None
     net.mean.copy_(torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1))
     net.std.copy_(torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1))
     return net

@@ -6,6 +6,7 @@ parts from PASCAL-Part's Annotations_Part/NAME.mat, else those of objects from V
 """
 
 import os
+import re
 import tempfile
 import warnings
 import xml.etree.ElementTree as ET
@@ -19,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from csglib import Problem
+from csglib.files import MIB, check_size, read_text
 
 ANIMALS = ("bird", "cat", "cow", "dog", "horse", "sheep")
+PIXELS = 50_000_000  # of a photograph: 150 MB in memory
 
 
 @dataclass(frozen=True)
@@ -126,34 +129,48 @@ def names(folder: Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)) or "no list"
         raise Problem(f"{folder} has no split {split!r}: ImageSets/Main has {known}")
-    found = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    if bad := [name for name in found if Path(name).name != name]:
-        raise Problem(f"{path} names {bad[0]!r}, which is no file of JPEGImages: correct the list")
+    found = [line.split()[0] for line in read_text(path, "correct the list").splitlines() if line.strip()]
+    if bad := [name for name in found if not re.fullmatch(r"[\w.+-]+", name)]:
+        raise Problem(f"{path} names {bad[0][:80]!r}, which is no file of JPEGImages: correct the list")
+    if len(found) > len(set(found)):
+        raise Problem(f"{path} names a photograph twice: correct the list")
     return found
 
 
 def read_xml(path: Path, classes: tuple[str, ...]) -> list[Box]:
-    if not path.is_file():
-        raise Problem(f"{path} is missing: restore it, or take {path.stem} out of its list")
+    remedy = f"correct it, or take {path.stem} out of its list"
+    check_size(path, MIB, remedy)
     try:
         return [
             Box(o.findtext("name"), *(round(float(o.findtext(f"bndbox/{side}"))) - first for side, first in SIDES))
-            for o in ET.parse(path).getroot().iter("object")
+            for o in ET.parse(path, ET.XMLParser(target=Tree())).getroot().iter("object")
             if o.findtext("name") in classes
         ]
-    except (ET.ParseError, TypeError, ValueError) as error:
-        raise Problem(f"{path} cannot be read ({error}): correct it, or take {path.stem} out of its list") from None
+    except (ET.ParseError, TypeError, ArithmeticError, ValueError, LookupError) as error:
+        raise Problem(f"{path} cannot be read ({error}): {remedy}") from None
+
+
+class Tree(ET.TreeBuilder):
+    """Refuses what an annotation has no use for: entities, which may name each other until memory is full, or other files."""
+
+    def doctype(self, *_) -> None:
+        raise ValueError("it declares a document type")
 
 
 SIDES = (("xmin", 1), ("ymin", 1), ("xmax", 0), ("ymax", 0))  # VOC counts from 1, and its right and bottom are inside
 
 
 def read_image(path: Path, mode: str | None = "RGB") -> Image.Image:
+    """A JPEG photograph in colours or, without a mode, a PNG of object numbers as it is."""
+    remedy = f"restore it, or take {path.stem} out of its list"
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(), Image.open(path, formats=["JPEG" if mode else "PNG"]) as picture:
+            warnings.simplefilter("ignore")  # of pixels and metadata; the next line bounds the one, nobody reads the other
+            if picture.width * picture.height > PIXELS:
+                raise Problem(f"{path} has {picture.width} x {picture.height} pixels, more than {PIXELS}: {remedy}")
             return picture.convert(mode) if mode else picture.copy()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise Problem(f"{path} does not decode ({error}): restore it, or take {path.stem} out of its list") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Problem(f"{path} does not decode ({error}): {remedy}") from None
 
 
 def check_box(box: Box, picture: Image.Image, name: str) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,15 +21,18 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from csglib import Problem
+from csglib import Problem, formats
 from csglib.data import ROOT, digest
+from csglib.files import check_size, parse_json, read_json, read_tensors, read_text, sync, write
 
 FORMAT = 2  # of the run folder; a folder of another format is refused
 PUBLISHED = ROOT / "data" / "runs"
 FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetensors", "metrics.json")
+AGAIN = "restore it with git, or train the run again into a new folder"
+NAME = re.compile(r"(?!/)(?!.*\.\.)[A-Za-z0-9._:@,/+ -]*")  # what a recipe may call things: it reaches shells, pages and paths
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class Recipe:
         for f in dataclasses.fields(self):
             if f.type is float:  # 1 and 1.0 are one value and get one key
                 object.__setattr__(self, f.name, float(getattr(self, f.name)))
+        plain = "use letters, digits and . _ - + @ : , / alone, and no path that leads upwards"
         for name, ok, remedy in (
+            *((name, NAME.fullmatch(getattr(self, name)), plain) for name in ("dataset", "net", "method", "thaw")),
             ("epochs", self.epochs >= 1, "train for at least 1"),
             ("seed", 0 <= self.seed < 2**40, "use 0, 1, 2, ..."),
             ("batch_size", self.batch_size >= 2, "batch normalisation needs at least 2 images"),
@@ -123,7 +129,7 @@ class Recipe:
         """The options of `csglib train` that name this recipe."""
         shown = ("dataset", "net", "method", "epochs", "seed")
         values = {name: getattr(self, name) for name in shown} | self.changed()
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+        return " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in values.items())
 
     @property
     def command(self) -> str:
@@ -138,6 +144,8 @@ class Recipe:
                 raise Problem(f"{source} has an unknown recipe field {name!r}: the fields are {', '.join(types)}")
             if not isinstance(value, (int, float) if types[name] is float else types[name]) or isinstance(value, bool):
                 raise Problem(f"{source}: recipe field {name} should be of type {types[name].__name__}, not {value!r}")
+            if types[name] is not str and abs(value) > 2**63:
+                raise Problem(f"{source}: recipe field {name} is larger than any sensible number: correct it")
         return cls(**{name: types[name](value) for name, value in values.items()})
 
 
@@ -172,15 +180,24 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict]:
-        return [json.loads(line) for line in (self.path / "history.jsonl").read_text().splitlines()]
+        path = self.path / "history.jsonl"
+        return [parse_json(line, path, AGAIN, formats.ROW) for line in read_text(path, AGAIN).splitlines()]
 
     @cached_property
     def readout(self) -> Readout:
-        return unpack(load_file(self.path / "readout.safetensors"))
+        """Refused unless its head is that of the weights: a readout of another network has another."""
+        path = self.path / "readout.safetensors"
+        stored = formats.check_readout(read_tensors(path, AGAIN, formats.LIMITS[path.name]), path, AGAIN)
+        for name in ("weight", "bias"):
+            if not torch.equal(stored[name], self.weights.get(f"head.{name}", torch.empty(0))):
+                raise Problem(f"{path} is not of the weights in {self.path / 'model.safetensors'}: {AGAIN}")
+        return unpack(stored)
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(self.path / "model.safetensors").items()}
+        path = self.path / "model.safetensors"
+        stored = read_tensors(path, AGAIN, formats.LIMITS[path.name])
+        return {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
 
 
 def read(path: Path | str) -> Run:
@@ -189,32 +206,18 @@ def read(path: Path | str) -> Run:
         if part(path).is_dir():
             raise Problem(f"{path} is still in training: run `csglib train --out {path}` with its recipe again to finish it")
         raise Problem(f"{path} is not a finished run (no provenance.json): train one with `csglib train --out {path}`")
-    again = "restore it with git, or train the run again into a new folder"
-    provenance = read_json(path / "provenance.json", again)
-    if provenance.get("format") != FORMAT:
-        raise Problem(f"{path} has run format {provenance.get('format')}, this csglib reads {FORMAT}: train the run again")
-    sums = provenance.get("sha256")
-    if not isinstance(sums, dict):
-        raise Problem(f"{path / 'provenance.json'} was altered after the run (it holds no digests): {again}")
+    claimed = read_json(path / "provenance.json", AGAIN, {"type": "object"}, formats.LIMITS["provenance.json"])
+    if claimed.get("format") != FORMAT:
+        raise Problem(f"{path} has run format {claimed.get('format')!r:.40}, this csglib reads {FORMAT}: train the run again")
+    provenance = read_json(path / "provenance.json", AGAIN, formats.PROVENANCE)
     for name in FILES:
-        if not (path / name).is_file():
-            raise Problem(f"{path / name} is missing: {again}")
-        if digest(path / name) != sums.get(name):
-            raise Problem(f"{path / name} was altered after the run (its sha256 differs): {again}")
-    recipe = Recipe.from_dict(read_json(path / "recipe.json", again), str(path / "recipe.json"))
-    if recipe.key != provenance.get("key"):
-        raise Problem(f"{path}: recipe.json is not the recipe of this provenance.json: {again}")
-    return Run(path, recipe, read_json(path / "metrics.json", again), provenance)
-
-
-def read_json(path: Path, remedy: str) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Problem(f"{path} cannot be read ({error}): {remedy}") from None
-    if not isinstance(value, dict):
-        raise Problem(f"{path} should hold a JSON object: {remedy}")
-    return value
+        check_size(path / name, formats.LIMITS[name], AGAIN)
+        if digest(path / name) != provenance["sha256"][name]:
+            raise Problem(f"{path / name} was altered after the run (its sha256 differs): {AGAIN}")
+    recipe = Recipe.from_dict(read_json(path / "recipe.json", AGAIN, {"type": "object"}), str(path / "recipe.json"))
+    if recipe.key != provenance["key"] or recipe.seed != provenance["seed"]:
+        raise Problem(f"{path}: recipe.json is not the recipe of this provenance.json: {AGAIN}")
+    return Run(path, recipe, read_json(path / "metrics.json", AGAIN, formats.METRICS), provenance)
 
 
 def part(path: Path) -> Path:
@@ -233,9 +236,13 @@ def reserve(out: Path, recipe: Recipe) -> Path:
         raise Problem(f"{out} is a link or the current folder, which a run cannot replace: choose another --out")
     folder, text = part(out), dump(dataclasses.asdict(recipe))
     kept = folder / "recipe.json"
-    if kept.exists() and kept.read_text() != text:
-        raise Problem(f"{folder} holds an unfinished run of another recipe: choose another --out, or remove that folder first")
-    if folder.exists() and not kept.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if kept.exists():
+        if read_text(kept, "remove that folder first") != text:
+            raise Problem(
+                f"{folder} holds an unfinished run of another recipe: choose another --out, or remove that folder first"
+            )
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(p.name != "recipe.json.new" for p in folder.iterdir())):
         raise Problem(f"{folder} exists and is not an unfinished run: choose another --out, or move that folder away")
     folder.mkdir(parents=True, exist_ok=True)
     write(kept, text)
@@ -243,28 +250,29 @@ def reserve(out: Path, recipe: Recipe) -> Path:
 
 
 def finish(out: Path, history: list[dict], weights: dict[str, Tensor], readout: dict, metrics: dict, provenance: dict) -> None:
-    """Write what is left into the `.part` folder, provenance last, and give it its name in one step.
+    """Write what is left into the `.part` folder, provenance last, and publish it.
 
     Until then the checkpoint stays, so that a stop at any point costs nothing.
     """
     folder = part(out)
     write(folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-    save_file(weights, folder / "model.safetensors")
-    save_file(readout, folder / "readout.safetensors")
+    write(folder / "model.safetensors", save(weights))
+    write(folder / "readout.safetensors", save(readout))
     write(folder / "metrics.json", dump(metrics))
     sums = {name: digest(folder / name) for name in FILES}
     write(folder / "provenance.json", dump(provenance | {"format": FORMAT, "sha256": sums}))
-    os.rename(folder, out)
-    for path in out.iterdir():
+    publish(out)
+
+
+def publish(out: Path) -> None:
+    """Verify a `.part` folder that has its provenance, leave nothing but the run in it, and give it its name in one step."""
+    folder = part(out)
+    read(folder)
+    for path in folder.iterdir():
         if path.name not in (*FILES, "provenance.json"):
             path.unlink()
-
-
-def write(path: Path, text: str) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    os.replace(new, path)
+    os.rename(folder, out)
+    sync(folder.parent)
 
 
 def dump(value: dict) -> str:
@@ -326,7 +334,7 @@ def provenance(device: torch.device) -> dict:
         "dirty": bool(status) if ours else None,
         "versions": versions,
         "hardware": {
-            "processor": processor(),
+            "processor": re.sub(r"[^\w .,:;()@/+-]", " ", processor()),  # as formats.PLAIN will have it
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         },

@@ -17,22 +17,28 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from csglib import Problem, data, nets, runs
+from csglib import Problem, data, files, nets, runs
+from csglib.checkpoint import Checkpoint
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
 from csglib.methods import Gate, method
 from csglib.metrics import accuracy, class_means, cluster, evaluate
 from csglib.runs import Readout, Recipe, Run
 
+DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test loss of 1e5 is none: its statistics are young
 
-def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
-    """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after the last whole epoch."""
+
+def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1) -> Run:
+    """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
+
+    There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder.
+    """
     out, device = Path(out), pick_device(device)
+    if every < 1:
+        raise Problem(f"a checkpoint every {every} epochs cannot be: use 1, 2, 3, ...")
     recipe, reason = settle_precision(recipe, device)
     m = method(recipe)
     dataset = load(recipe)
@@ -42,8 +48,16 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     gate = m.gate(recipe, net)
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
-    folder = runs.reserve(out, recipe)
+    with files.locked(runs.reserve(out, recipe)):
+        folder = runs.reserve(out, recipe)  # again, now that no other process can change it
+        if (folder / "provenance.json").exists():  # stopped just before it got its name
+            runs.publish(out)
+            return runs.read(out)
+        return go_on(recipe, reason, m, out, folder, dataset, net, gate, device, every)
 
+
+def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int) -> Run:
+    """From the last checkpoint, or the start, to the finished run."""
     dataset = dataset.to(device)
     net.to(device, memory_format=torch.channels_last)
     optimisers = [weights_optimiser(net, recipe)]
@@ -52,9 +66,11 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
     if m.optimiser is not None:
         optimisers.append(m.optimiser(recipe, gate))
     state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers)
-    history, gates = state.load()
+    history, gates, dirty = state.load()
 
     code = runs.provenance(device)  # taken at the start: the files may change while this runs
+    if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
+        code["dirty"] = True  # no one commit makes this run
     steps = len(dataset.train) // recipe.batch_size
     hidden = bool(os.environ.get("TQDM_DISABLE"))  # tqdm itself reads it in a terminal, but not in a notebook
     print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
@@ -70,14 +86,19 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None) -> Run:
             history.append(row)
             if path in ("gated", "joint"):
                 gates.append(gate.matrix.detach().clone())
-            if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)]:
+            if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)] or (
+                ["train_loss"] if row["train_loss"] > DIVERGED else []
+            ):
+                told = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
+                files.write(folder / "report.json", json.dumps({"stopped_by": bad, "history": told}, indent=2) + "\n")
                 raise Problem(
-                    f"{bad[0]} of epoch {epoch} is {row[bad[0]]}: lower --lr or --gate-lr, with a new --out "
-                    f"({folder} keeps the epochs before)"
+                    f"{bad[0]} of epoch {epoch} is {row[bad[0]]:g}: lower --lr or --gate-lr, with a new --out "
+                    f"({folder} keeps the epochs before and report.json)"
                 )
             if gates:  # before the first projection the gate is not in its feasible set
                 row["density"] = density(gates[-1], projected=isinstance(gate, ClassGate) and recipe.gate_projection == "max")
-            state.save(history, gates)
+            if (epoch + 1) % every == 0 or epoch + 1 == recipe.epochs:
+                state.save(history, gates, bool(code["dirty"]))
     return finish(recipe, code | {"precision_reason": reason}, out, dataset, net, gate, gates, history)
 
 
@@ -209,54 +230,6 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
     return runs.read(out)
 
 
-class Checkpoint:
-    """All that a next epoch depends on, in one file that is replaced in one step."""
-
-    def __init__(self, path: Path, net: nn.Module, gate: nn.Module | None, optimisers: list[torch.optim.Optimizer]):
-        self.path, self.net, self.gate, self.optimisers = path, net, gate, optimisers
-
-    def modules(self) -> dict[str, nn.Module]:
-        apart = self.gate is not None and self.gate not in self.net.modules()
-        return {"net": self.net} | ({"gate": self.gate} if apart else {})
-
-    def parameters(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
-        return [(o, p) for o in self.optimisers for group in o.param_groups for p in group["params"]]
-
-    def save(self, history: list[dict], gates: list[Tensor]) -> None:
-        tensors = {f"{m}.{k}": v for m, module in self.modules().items() for k, v in module.state_dict().items()}
-        for i, (optimiser, p) in enumerate(self.parameters()):
-            tensors |= {f"optimiser.{i}.{k}": v for k, v in optimiser.state[p].items() if v is not None}
-        tensors |= {f"gates.{t}": g for t, g in enumerate(gates)}
-        new = self.path.with_suffix(".new")
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, new, metadata={"history": json.dumps(history)})
-        os.replace(new, self.path)
-
-    def load(self) -> tuple[list[dict], list[Tensor]]:
-        """Put the saved state back; returns the history and the gates so far, empty where nothing was saved."""
-        if not self.path.exists():
-            return [], []
-        try:
-            with safe_open(self.path, "pt") as f:
-                history = json.loads(f.metadata()["history"])
-                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        except SafetensorError as error:
-            raise Problem(f"{self.path} is damaged ({error}): remove {self.path.parent} and train anew") from None
-        for m, module in self.modules().items():
-            module.load_state_dict({k.removeprefix(m + "."): v for k, v in tensors.items() if k.startswith(m + ".")})
-        for i, (optimiser, p) in enumerate(self.parameters()):
-            for key in (k for k in tensors if k.startswith(f"optimiser.{i}.")):
-                value = tensors[key]
-                value = value.to(p).contiguous(memory_format=layout(p)) if value.shape == p.shape else value
-                optimiser.state[p][key.split(".", 2)[2]] = value
-        device = next(self.net.parameters()).device
-        count = sum(k.startswith("gates.") for k in tensors)
-        return history, [tensors[f"gates.{t}"].to(device) for t in range(count)]
-
-
-def layout(p: Tensor) -> torch.memory_format:
-    return torch.channels_last if p.ndim == 4 else torch.contiguous_format
-
-
 def weights_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD with Nesterov's momentum over what learns of the network; the gate is not among it, nor in its weight decay."""
     learning = [p for p in net.parameters() if p.requires_grad]
@@ -307,7 +280,11 @@ def network(run: Run) -> nets.Split:
     net = nets.build(run.recipe.net, len(run.readout.bias), run.recipe.weights)
     method(run.recipe).gate(run.recipe, net)  # a method may change the network
     start = net.state_dict() if run.recipe.weights == "imagenet" else {}  # what did not change is not stored
-    net.load_state_dict(start | run.weights)
+    try:
+        net.load_state_dict(start | run.weights)
+    except RuntimeError as error:
+        told = files.short(str(error))
+        raise Problem(f"{run.path / 'model.safetensors'} is not of {run.recipe.net} ({told}): {runs.AGAIN}") from None
     return net.to(memory_format=torch.channels_last)
 
 

@@ -23,6 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 BUILD = ROOT / "build" / "smoke"
 BIN = Path(sys.executable).parent
+LONG = bool(os.environ.get("CSGLIB_LONG"))  # tests that kill, mutate and draw then do it as often as the project promises
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("long") and not LONG:
+            item.add_marker(pytest.mark.skip(reason="the long form: set CSGLIB_LONG=1"))
 
 
 @pytest.fixture(scope="session")

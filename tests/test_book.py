@@ -231,3 +231,34 @@ def test_images_are_drawn(site, browser):
     open_page(browser, f"{site}/train-a-gate.html", 1280)
     widths = browser.execute_script("return [...document.images].filter(i => i.alt.length > 20).map(i => i.naturalWidth)")
     assert len(widths) == 2 and min(widths) > 600
+
+
+@pytest.mark.browser
+def test_the_search_works_under_the_pages_policy_and_a_script_from_elsewhere_does_not(site, browser):
+    browser.get_log("browser")
+    open_page(browser, f"{site}/search.html?q=gate", 1280)
+    found = "return document.querySelectorAll('#search-results li').length"
+    deadline = time.monotonic() + 20
+    while not browser.execute_script(found) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert browser.execute_script(found) > 3
+    time.sleep(0.5)
+    assert [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    browser.execute_script("""
+        const script = document.createElement("script");
+        script.textContent = "window.smuggled = 1";
+        document.body.append(script);
+        new Image().src = "https://elsewhere.example/x.png";
+        document.body.insertAdjacentHTML("beforeend", "<img src='nowhere.png' onerror='window.smuggled = 1'>");
+    """)
+    time.sleep(0.5)
+    assert browser.execute_script("return window.smuggled") is None
+    refused = [e["message"] for e in browser.get_log("browser") if "Content Security Policy" in e["message"]]
+    assert len(refused) == 3 and any("elsewhere.example" in message for message in refused)
+
+
+def test_every_page_carries_its_policy(html):
+    for path in html.glob("*.html"):
+        head = path.read_text().split("</head>")[0]
+        assert head.count('http-equiv="Content-Security-Policy"') == 1, path.name
+        assert head.index("Content-Security-Policy") < head.index("<script"), path.name

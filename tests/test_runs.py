@@ -115,7 +115,7 @@ def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch)
 
     asked = []
 
-    def note(recipe, out, device):
+    def note(recipe, out, device, every):
         asked.extend([recipe, out])
         raise Problem("noted")
 

@@ -1,8 +1,10 @@
 import dataclasses
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from csglib import Problem, data, methods, metrics, runs, train
 from csglib.gate import density
@@ -206,9 +208,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(sabotag
     with pytest.raises(Problem, match="loss of epoch 1 is nan: lower --lr or --gate-lr"):
         train.train(RECIPE, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
-    with train.safe_open(tmp_path / "out.part" / "checkpoint.safetensors", "pt") as f:
-        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    tensors = load_file(tmp_path / "out.part" / "checkpoint.safetensors")
     assert all(t.isfinite().all() for t in tensors.values())
+    report = json.loads((tmp_path / "out.part" / "report.json").read_text())
+    assert report["stopped_by"][0] == "train_loss"
+    assert [row["train_loss"] == "nan" for row in report["history"]] == [False, True]
 
 
 @pytest.mark.parametrize("epoch", [0, 2])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import claims, experiments, tables
+from csglib import Problem, claims, experiments, runs, tables
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -81,12 +81,19 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
     if built.returncode:
         print(*(built.stdout + built.stderr).splitlines()[-60:], sep="\n", file=sys.stderr)
         return built.returncode
-    shutil.rmtree(build / "html", ignore_errors=True)
+    old = build / "html.old"  # the new book takes its place whole: a stop leaves the old one, none, or the new one
+    shutil.rmtree(old, ignore_errors=True)
+    if (build / "html").exists():
+        (build / "html").rename(old)
     (work / "_build" / "html").rename(build / "html")
-    shutil.copy(done / "results.json", build / "results.json")
+    shutil.rmtree(old, ignore_errors=True)
+    runs.write(build / "results.json", (done / "results.json").read_text())
     print(f"The book is built: open {build / 'html' / 'index.html'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(assemble(Path(sys.argv[1]).resolve(), *sys.argv[2:]))
+    try:
+        sys.exit(assemble(Path(sys.argv[1]).resolve(), *sys.argv[2:]))
+    except Problem as problem:
+        sys.exit(f"csglib: {problem}")

@@ -33,15 +33,17 @@ def parameters(page: str, profile: str, runs_folder: str) -> dict:
 
 def execute(page: str, profile: str, runs_folder: str, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_suffix(".part.ipynb")  # papermill writes after every cell; the name is given when all have run
     papermill.execute_notebook(
         str(source(page)),
-        str(out),
+        str(part),
         parameters=parameters(page, profile, runs_folder),
         cwd=str(ROOT),
         kernel_name="python3",
         progress_bar=False,
         execution_timeout=1800,
     )
+    os.replace(part, out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""The state of a training between two epochs, in one sealed file.
+
+Random generators are not in it: all randomness of an epoch comes from (seed, epoch), the schedules from the epoch.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from csglib import Problem, files
+
+
+class Checkpoint:
+    """All that a next epoch depends on, in one file that is replaced in one step."""
+
+    def __init__(self, path: Path, net: nn.Module, gate: nn.Module | None, optimisers: list[torch.optim.Optimizer]):
+        self.path, self.net, self.gate, self.optimisers = path, net, gate, optimisers
+
+    def modules(self) -> dict[str, nn.Module]:
+        apart = self.gate is not None and self.gate not in self.net.modules()
+        return {"net": self.net} | ({"gate": self.gate} if apart else {})
+
+    def parameters(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
+        return [(o, p) for o in self.optimisers for group in o.param_groups for p in group["params"]]
+
+    def save(self, history: list[dict], gates: list[Tensor], dirty: bool) -> None:
+        tensors = {f"{m}.{k}": v for m, module in self.modules().items() for k, v in module.state_dict().items()}
+        for i, (optimiser, p) in enumerate(self.parameters()):
+            tensors |= {f"optimiser.{i}.{k}": v for k, v in optimiser.state[p].items() if v is not None}
+        tensors |= {f"gates.{t}": g for t, g in enumerate(gates)}
+        tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
+        told = {"history": json.dumps(history), "dirty": json.dumps(dirty)}
+        files.write(self.path, save(tensors, told | {"sha256": seal(tensors, told)}))
+
+    def load(self) -> tuple[list[dict], list[Tensor], bool]:
+        """Put the saved state back; returns the history and the gates so far, empty where nothing was saved.
+
+        And whether a part of it was trained with changed code.
+        """
+        if not self.path.exists():
+            return [], [], False
+        try:
+            with safe_open(self.path, "pt") as f:
+                told = dict(f.metadata() or {})
+                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            if told.pop("sha256", None) != seal(tensors, told):
+                raise SafetensorError("its sha256 differs")
+            history = json.loads(told["history"])
+            for m, module in self.modules().items():
+                module.load_state_dict({k.removeprefix(m + "."): v for k, v in tensors.items() if k.startswith(m + ".")})
+        except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+            raise Problem(
+                f"{self.path} is damaged ({files.short(str(error))}): remove {self.path.parent} and train anew"
+            ) from None
+        for i, (optimiser, p) in enumerate(self.parameters()):
+            for key in (k for k in tensors if k.startswith(f"optimiser.{i}.")):
+                value = tensors[key]
+                value = value.to(p).contiguous(memory_format=layout(p)) if value.shape == p.shape else value
+                optimiser.state[p][key.split(".", 2)[2]] = value
+        device = next(self.net.parameters()).device
+        count = sum(k.startswith("gates.") for k in tensors)
+        return history, [tensors[f"gates.{t}"].to(device) for t in range(count)], told.get("dirty") == "true"
+
+
+def seal(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
+    """One sha256 over everything in a checkpoint: a flipped bit would train on, to another network."""
+    return hashlib.sha256(save(tensors) + json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def layout(p: Tensor) -> torch.memory_format:
+    return torch.channels_last if p.ndim == 4 else torch.contiguous_format

@@ -1,0 +1,135 @@
+"""Files: read within bounds and checked, written whole or not at all, by one process at a time."""
+
+import errno
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from csglib import Problem
+
+try:
+    import jsonschema
+except ImportError:  # a GPU machine may have torch and little else
+    jsonschema = None
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def check_size(path: Path, limit: int, remedy: str) -> None:
+    """Before a file is read: that it is one, and that it fits into the memory that is meant for it."""
+    if not path.is_file():
+        raise Problem(f"{path} is missing: {remedy}")
+    if (size := path.stat().st_size) > limit:
+        raise Problem(f"{path} has {size / MIB:,.1f} MiB, where at most {limit / MIB:g} are expected: {remedy}")
+
+
+def read_json(path: Path, remedy: str, schema: dict | None = None, limit: int = 16 * MIB) -> dict:
+    """A JSON object that follows the schema; with a schema, NaN and infinities are refused too."""
+    return parse_json(read_text(path, remedy, limit), path, remedy, schema)
+
+
+def read_text(path: Path, remedy: str, limit: int = 16 * MIB) -> str:
+    check_size(path, limit, remedy)
+    try:
+        return path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise Problem(f"{path} cannot be read ({error}): {remedy}") from None
+
+
+def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None) -> dict:
+    try:
+        value = json.loads(text, parse_constant=refuse if schema else None)
+    except (ValueError, RecursionError) as error:
+        raise Problem(f"{source} cannot be read ({error}): {remedy}") from None
+    if not isinstance(value, dict):
+        raise Problem(f"{source} should hold a JSON object: {remedy}")
+    if schema and jsonschema is None:
+        warnings.warn(f"the contents of {source} are not checked: pip install jsonschema", stacklevel=2)
+    elif schema and (wrong := next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)):
+        where = ".".join(map(str, wrong.absolute_path)) or "it"
+        raise Problem(f"{source} does not hold what it should ({where}: {short(wrong.message)}): {remedy}")
+    return value
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def short(text: str, most: int = 120) -> str:
+    """One line of a message that repeats what was read."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def read_tensors(path: Path, remedy: str, limit: int) -> dict[str, Tensor]:
+    check_size(path, limit, remedy)
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, KeyError) as error:  # KeyError: a number format that torch does not have
+        raise Problem(f"{path} is damaged ({short(str(error))}): {remedy}") from None
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Atomically and durably: a reader sees the old file or the new one, after a power cut too."""
+    new = path.with_name(path.name + ".new")
+    try:
+        with new.open("wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(new, path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)  # on a full disk its room is needed
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space" if full else "make the folder writable"
+        raise Problem(
+            f"{path} could not be written ({error.strerror}): {remedy} and give the same command again; what was saved "
+            "before is unharmed"
+        ) from None
+
+
+def sync(folder: Path) -> None:
+    """Put the folder's names on the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock(folder: Path) -> int:
+    """A descriptor that keeps other processes out of the folder until it is closed or its process ends, however it ends.
+
+    The folder itself is locked, so that no file stays behind.
+    """
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Problem(f"another process is at work in {folder}: wait until it has finished, or stop it") from None
+    except OSError as error:  # some network file systems
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): let no second process work there", stacklevel=2)
+    if not folder.exists() or not os.path.samestat(os.fstat(fd), folder.stat()):
+        os.close(fd)
+        raise Problem(f"another process has just finished in {folder}: look at its result first")
+    return fd
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    fd = lock(folder)
+    try:
+        yield
+    finally:
+        os.close(fd)

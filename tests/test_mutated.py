@@ -1,0 +1,373 @@
+"""Inputs changed at random: each is accepted with the same result or refused with one sentence, soon and in little memory."""
+
+import io
+import json
+import resource
+import shutil
+import struct
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trainings
+import yaml
+from conftest import LONG, ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from csglib import Problem, data, experiments, nets, objects, runs, train
+from csglib.verify import verify
+
+often = settings(
+    max_examples=120 if LONG else 25,
+    deadline=None,
+    derandomize=not LONG,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+SECONDS, BYTES = 5, 2 << 30
+TRIED = {}  # how many inputs of each kind were tried, refused
+
+
+@contextmanager
+def refused_or_same(kind: str):
+    """What is inside may end or raise Problem, whose text is one sentence; nothing else, and in bounds."""
+    tried, refused = TRIED.get(kind, (0, 0))
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        yield
+    except Problem as problem:
+        refused += 1
+        assert "\n" not in str(problem) and 20 < len(str(problem)) < 2000, problem
+    TRIED[kind] = tried + 1, refused
+    assert time.monotonic() - started < SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES
+
+
+@st.composite
+def edits(draw):
+    """Up to three changes of some bytes, each a function of the content."""
+
+    def one():
+        place, what = (
+            draw(st.floats(0, 1, exclude_max=True)),
+            draw(st.sampled_from(["flip", "cut", "insert", "drop", "double"])),
+        )
+        some, bit = draw(st.binary(min_size=1, max_size=12)), draw(st.integers(0, 7))
+
+        def change(b: bytes) -> bytes:
+            i = int(place * len(b))
+            if what == "flip":
+                return b[:i] + bytes([b[i] ^ 1 << bit]) + b[i + 1 :] if b else some
+            return {"cut": b[:i], "insert": b[:i] + some + b[i:], "drop": b[:i] + b[i + len(some) :], "double": b[:i] + b}[what]
+
+        return change
+
+    changes = [one() for _ in range(draw(st.integers(1, 3)))]
+
+    def apply(content: bytes) -> bytes:
+        for change in changes:
+            content = change(content)
+        return content
+
+    return apply
+
+
+LEAVES = [st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)]
+JSON = st.recursive(
+    st.one_of(*LEAVES, st.sampled_from(["<script>", "`$(x)`", "x;y", "../..", 1e308, 10**400])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def replace_somewhere(value, draw, by):
+    """The JSON value with one part of it replaced, or dropped, or with one more."""
+    if isinstance(value, dict) and value and draw(st.integers(0, 3)):
+        key = draw(st.sampled_from(sorted(value)))
+        deed = draw(st.sampled_from(["deeper", "deeper", "drop", "more"]))
+        if deed == "drop":
+            return {k: v for k, v in value.items() if k != key}
+        if deed == "more":
+            return value | {draw(st.text(max_size=6)): by}
+        return value | {key: replace_somewhere(value[key], draw, by)}
+    return by
+
+
+@pytest.fixture(scope="module")
+def small(tiny, tmp_path_factory) -> runs.Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(nets.NETS, "small", trainings.small)
+        yield train.train(trainings.RECIPE, tmp_path_factory.mktemp("small") / "run", "cpu")
+
+
+@pytest.fixture(scope="module")
+def spare(small, tmp_path_factory):
+    """spare(): the run's folder anew, in one place."""
+    folder = tmp_path_factory.mktemp("spare") / "run"
+
+    def renew() -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        return Path(shutil.copytree(small.path, folder))
+
+    return renew
+
+
+def sign(folder: Path) -> None:
+    path = folder / "provenance.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"sha256": {name: data.digest(folder / name) for name in runs.FILES}}))
+
+
+def open_and_use(folder: Path) -> runs.Run:
+    run = runs.read(folder)
+    verify(run)
+    _ = train.network(run)
+    return run
+
+
+@often
+@given(name=st.sampled_from([*runs.FILES, "provenance.json"]), edit=edits())
+def test_a_run_folder_with_any_byte_changed(name, edit, spare, small):
+    folder = spare()
+    (folder / name).write_bytes(edit((folder / name).read_bytes()))
+    with refused_or_same("run folder"):
+        assert open_and_use(folder).metrics == small.metrics
+
+
+@often
+@given(name=st.sampled_from(runs.FILES), edit=edits())
+def test_a_run_folder_with_any_byte_changed_and_signed_anew(name, edit, spare, small):
+    folder = spare()
+    (folder / name).write_bytes(edit((folder / name).read_bytes()))
+    sign(folder)
+    with refused_or_same("run folder, signed"):
+        found = open_and_use(folder)
+        assert train.evaluate(found.readout) == pytest.approx(found.metrics, abs=1e-6)
+
+
+@often
+@given(name=st.sampled_from(["recipe.json", "metrics.json", "provenance.json"]), by=JSON, more=st.data())
+def test_a_run_folder_with_any_part_of_its_json_replaced(name, by, more, spare, small):
+    folder = spare()
+    text = json.dumps(replace_somewhere(json.loads((folder / name).read_text()), more.draw, by))
+    (folder / name).write_text(text)
+    if name != "provenance.json":
+        sign(folder)
+    with refused_or_same("json"):
+        found = open_and_use(folder)
+        assert all(value == pytest.approx(small.metrics.get(name)) for name, value in found.metrics.items())
+
+
+@st.composite
+def headers(draw):
+    """A safetensors header with one part of it replaced, under any length."""
+
+    def change(content: bytes) -> bytes:
+        n = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + n])
+        big = st.sampled_from([0, -1, 1, 2**31, 2**62, 2**64, "F64", "U8", "F8_E4M3", [0, 2**40], [2**32, 2**32], [1] * 70, {}])
+        text = json.dumps(replace_somewhere(header, draw, draw(big | JSON))).encode()
+        length = draw(st.sampled_from([len(text), len(text), len(text), 0, n, 2**20, 2**40, 2**63]))
+        return struct.pack("<Q", length) + text + content[8 + n :]
+
+    return change
+
+
+@often
+@given(name=st.sampled_from(["model.safetensors", "readout.safetensors"]), change=headers())
+def test_a_safetensors_header_with_any_part_replaced(name, change, spare, small):
+    folder = spare()
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    sign(folder)
+    with refused_or_same("safetensors header"):
+        assert open_and_use(folder).metrics == small.metrics
+
+
+def test_a_file_larger_than_any_of_its_kind_is_refused_before_it_is_read(spare):
+    for name in (*runs.FILES, "provenance.json"):
+        folder = spare()
+        with (folder / name).open("ab") as f:
+            f.truncate(1 << 40)  # sparse
+        started = time.monotonic()
+        with pytest.raises(Problem, match=f"{name} has 1,048,576.0 MiB, where at most"):
+            runs.read(folder)
+        assert time.monotonic() - started < 1
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """Six batch files of three images that csglib takes for the official ones."""
+    root = tmp_path_factory.mktemp("raw")
+    folder = root / data.CIFAR10_FOLDER
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in data.CIFAR10_FILES:
+            (folder / name).write_bytes(np.random.default_rng(0).integers(0, 10, 3 * 3073, np.uint8).tobytes())
+        patch.setattr(data, "CIFAR10_FILES", {name: data.digest(folder / name, "md5") for name in data.CIFAR10_FILES})
+        patch.setenv("CSGLIB_DATA", str(root))
+        yield folder
+
+
+@often
+@given(name=st.sampled_from(sorted(data.CIFAR10_FILES)), edit=edits())
+def test_a_batch_file_with_any_byte_changed(name, edit, release):
+    before = (release / name).read_bytes()
+    (release / name).write_bytes(after := edit(before))
+    try:
+        with refused_or_same("batch file"):
+            data.load("cifar10")
+            assert after == before
+    finally:
+        (release / name).write_bytes(before)
+
+
+OBJECT = "<object><name>bird</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+ANNOTATION = f"<?xml version='1.0'?><annotation>{OBJECT.format(11, 6, 30, 15)}</annotation>"
+LAUGHS = "".join(f'<!ENTITY l{i + 1} "{f"&l{i};" * 10}">' for i in range(9))
+HOSTILE = {
+    "laughs": f'<!DOCTYPE x [<!ENTITY l0 "ha">{LAUGHS}]><annotation><object><name>&l9;</name></object></annotation>',
+    "file": '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]><annotation><object><name>&f;</name></object></annotation>',
+    "deep": "<a>" * 100_000 + "</a>" * 100_000,
+    "large": "<annotation>" + " " * 2_000_000 + "</annotation>",
+    "infinite": f"<annotation>{OBJECT.format(1, 1, 'inf', 9)}</annotation>",
+    "huge": f"<annotation>{OBJECT.format(1, 1, '1e300', 9)}</annotation>",
+    "encoding": "<?xml version='1.0' encoding='nowhere'?><annotation/>",
+}
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("voc")
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(root / "JPEGImages/a.jpg")
+    (root / "Annotations/a.xml").write_text(ANNOTATION)
+    (root / "ImageSets/Main/train.txt").write_text("a\n")
+    return root
+
+
+@contextmanager
+def changed(path: Path, content: bytes):
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def read_birds(voc: Path) -> list:
+    found = objects.read_voc(voc, "train", classes=("bird",), size=16)
+    assert found.images.shape[1:] == (3, 16, 16) and (found.boxes >= 0).all() and (found.boxes <= 16).all()
+    return found.boxes.tolist()
+
+
+@often
+@given(name=st.sampled_from(["Annotations/a.xml", "JPEGImages/a.jpg", "ImageSets/Main/train.txt"]), edit=edits())
+def test_a_voc_folder_with_any_byte_changed(name, edit, voc):
+    with changed(voc / name, edit((voc / name).read_bytes())), refused_or_same("voc"):
+        read_birds(voc)
+
+
+SIDE = st.one_of(st.integers(), st.floats(), st.text(st.characters(exclude_characters="<&"), max_size=6))
+
+
+@often
+@given(sides=st.lists(SIDE, min_size=4, max_size=4))
+def test_a_voc_box_of_any_numbers(sides, voc):
+    text = f"<annotation>{OBJECT.format(*sides)}</annotation>".encode(errors="ignore")
+    with changed(voc / "Annotations/a.xml", text), refused_or_same("voc box"):
+        read_birds(voc)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_annotation_is_refused(kind, voc):
+    with changed(voc / "Annotations/a.xml", HOSTILE[kind].encode()), pytest.raises(Problem, match=r"a\.xml|bird|has no object"):
+        with refused_or_same("hostile xml"):
+            read_birds(voc)
+        read_birds(voc)
+
+
+def test_a_photograph_of_too_many_pixels_is_refused_before_it_is_decoded(voc):
+    file = io.BytesIO()
+    Image.new("L", (40_000, 2_000)).save(file, "JPEG")
+    with changed(voc / "JPEGImages/a.jpg", file.getvalue()), pytest.raises(Problem, match="40000 x 2000 pixels, more than"):
+        read_birds(voc)
+
+
+def test_a_picture_of_another_format_is_refused(voc):
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(file, "PNG")
+    with changed(voc / "JPEGImages/a.jpg", file.getvalue()), pytest.raises(Problem, match="does not decode"):
+        read_birds(voc)
+
+
+BOOK = yaml.safe_load(experiments.FILE.read_bytes())
+
+
+def use_experiments(path: Path) -> None:
+    """All that the pipeline does with the file before it starts a job."""
+    import execute
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "FILE", path)
+        for page in ("train-a-gate", "table1"):
+            for profile in ("smoke", "short"):
+                for group in experiments.recipes(page, profile).values():
+                    assert all(r.command == r.command.replace("<", "").replace("`", "") for r in group)
+                execute.parameters(page, profile, "runs")
+
+
+@often
+@given(by=JSON, more=st.data())
+def test_an_experiments_file_and_a_notebooks_parameters_with_any_part_replaced(by, more, tmp_path_factory, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    path = tmp_path_factory.getbasetemp() / "experiments.yml"
+    path.write_text(yaml.safe_dump(replace_somewhere(BOOK, more.draw, by)))
+    with refused_or_same("experiments and parameters"):
+        use_experiments(path)
+
+
+@often
+@given(edit=edits())
+def test_an_experiments_file_with_any_byte_changed(edit, tmp_path_factory, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    path = tmp_path_factory.getbasetemp() / "experiments.yml"
+    path.write_bytes(edit(experiments.FILE.read_bytes()))
+    with refused_or_same("experiments file"):
+        use_experiments(path)
+
+
+@often
+@given(edit=edits())
+def test_a_checkpoint_with_any_byte_changed(edit, small, spare, checkpoint):
+    out, content, expected = checkpoint
+    shutil.rmtree(runs.part(out), ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
+    folder = runs.reserve(out, trainings.RECIPE)
+    (folder / "checkpoint.safetensors").write_bytes(edit(content))
+    with refused_or_same("checkpoint"):
+        run = train.train(trainings.RECIPE, out, "cpu")
+        assert (run.path / "model.safetensors").read_bytes() == expected
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small, tmp_path_factory) -> tuple[Path, bytes, bytes]:
+    """Where to train, the checkpoint of the epoch before the last, the weights that it must end with."""
+    out, kept = tmp_path_factory.mktemp("checkpoint") / "run", []
+    with pytest.MonkeyPatch.context() as patch:
+        original = train.Checkpoint.save
+        patch.setattr(train.Checkpoint, "save", lambda self, *a: (original(self, *a), kept.append(self.path.read_bytes())))
+        train.train(trainings.RECIPE, out, "cpu")
+    return out, kept[-2], (small.path / "model.safetensors").read_bytes()
+
+
+def test_enough_was_tried():
+    """Runs last; the long form is asked for at least 1,000 inputs."""
+    assert len(TRIED) >= 10 and sum(n for n, _ in TRIED.values()) >= (1000 if LONG else 200), TRIED
+    assert all(refused for _, refused in TRIED.values()), TRIED
+    print(TRIED)
