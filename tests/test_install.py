@@ -49,7 +49,8 @@ def test_training_and_metrics_need_no_notebook_tools():
     """A GPU machine may have torch and little else."""
     code = """
 import sys
-for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "papermill", "snakemake", "tyro", "sklearn", "jsonschema"):
+for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "papermill", "snakemake", "tyro", "sklearn",
+             "jsonschema"):
     sys.modules[name] = None
 import csglib.train, csglib.metrics, csglib.claims, csglib.experiments
 """
