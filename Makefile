@@ -11,7 +11,7 @@ book: .venv/ready
 	  --nolock --config profile='$(PROFILE)'
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadgroup
 
 reproduce: PROFILE := short
 reproduce: book

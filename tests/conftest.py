@@ -26,10 +26,14 @@ BIN = Path(sys.executable).parent
 LONG = bool(os.environ.get("CSGLIB_LONG"))  # tests that kill, mutate and draw then do it as often as the project promises
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """Processes share out files, each whole; but all tests of the built book go together, and first."""
     for item in items:
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: set CSGLIB_LONG=1"))
+        item.add_marker(pytest.mark.xdist_group("book" if "html" in item.fixturenames else item.path.stem))
+    items.sort(key=lambda item: "html" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session")

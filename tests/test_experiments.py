@@ -15,7 +15,8 @@ def test_every_page_has_valid_recipes_in_every_profile(page, profile):
         assert [r.seed for r in group] == ([] if name in p.leave_out else list(seeds)), name
         for recipe in group:
             assert recipe.key  # its precision is named
-            methods.method(recipe).gate(recipe, nets.build(recipe.net, 10))
+            if recipe.seed == group[0].seed:
+                methods.method(recipe).gate(recipe, nets.build(recipe.net, 10))
             assert Recipe.from_dict(vars(recipe), "itself") == recipe
 
 
