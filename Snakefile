@@ -130,11 +130,11 @@ if UNVERIFIED:
 
     rule verify:
         output:
-            touch(UNVERIFIED.values()),
+            UNVERIFIED.values(),
         params:
             folders=[f"{RUNS}/{name}" for name in UNVERIFIED],
         shell:
-            "csglib verify {params.folders:q}"
+            "csglib verify {params.folders:q} && touch {output:q}"
 
 
 if TRAIN:

@@ -4,6 +4,7 @@ Numbers come from data/measured (measured.py), pictures from images that are the
 """
 
 import json
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,15 +45,23 @@ def unmeasured(kind: str) -> Markdown:
 
 
 def detection(runs: dict[str, list[Run]], size: int = 1000) -> Markdown:
-    """Of each attack the share of images that it turns and the detector's error; mean and deviation over seeds."""
+    """The detector's error under each attack; mean and deviation over seeds."""
+    return by_attack(runs, lambda entry, attack: float(np.mean(v)) if (v := errors_of(entry, attack, size)) else None)
+
+
+def turned(runs: dict[str, list[Run]]) -> Markdown:
+    """The share of images that each attack turns, of those that the network had classified rightly."""
+    return by_attack(runs, lambda entry, attack: entry["attacks"][attack]["turned"])
+
+
+def by_attack(runs: dict[str, list[Run]], value: Callable[[dict, str], float | None]) -> Markdown:
     entries = found("detection", runs)
     if not any(entries.values()):
         return unmeasured("detection")
-    rows = {}
-    for attack, title in NAMES.items():
-        row = {f"{name}, turned": spread([e["attacks"][attack]["turned"] for e in es], 3) for name, es in entries.items()}
-        errors = {name: [np.mean(v) for e in es if (v := errors_of(e, attack, size))] for name, es in entries.items()}
-        rows[title] = row | {f"{name}, error": spread(values, 3) for name, values in errors.items()}
+    rows = {
+        title: {name: spread([value(e, attack) for e in es], 3) for name, es in entries.items()}
+        for attack, title in NAMES.items()
+    }
     return grid(rows, "Attack")
 
 

@@ -33,6 +33,8 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if "text/html" in data:
                 data.pop(WIDGET_VIEW, None)  # the static rendering stays
             needs_state |= WIDGET_VIEW in data
+        if not any("image/png" in out.get("data", {}) for out in cell.get("outputs", [])):
+            cell.metadata.get("mystnb", {}).pop("figure", None)  # a picture that could not be drawn has no caption
     if not needs_state:
         nb.metadata.pop("widgets", None)  # else the widgets' code is loaded for nothing
     return nb
