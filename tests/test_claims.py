@@ -267,6 +267,16 @@ def test_a_statistic_of_a_tool_is_read_from_its_file_and_only_for_the_weights_th
         claims.STATISTICS["detection"](run)
 
 
+def test_an_ordering_of_values_that_are_all_alike_is_undecided_with_an_interval_of_no_width(recwarn):
+    claim = papers.Claim("x", "p", "A is better.", "accuracy", "a", over="b")
+    recipes = [Recipe(seed=seed, precision="float32") for seed in range(3)]
+    runs = {name: [Run(Path(r.name), r, {"accuracy": 0.1 + 0.2 * (name == "a")}, {}) for r in recipes] for name in "ab"}
+    runs["b"] = [dataclasses.replace(run, metrics={"accuracy": 0.3}) for run in runs["b"]]  # 0.1 + 0.2 is a little more
+    told = claims.judge(claim, runs)
+    assert told["verdict"] == "inconclusive" and told["low"] == told["high"] == pytest.approx(0, abs=1e-15) and told["n"] == 3
+    assert not recwarn.list
+
+
 def test_the_last_weights_are_those_of_the_last_convolution(run):
     assert torch.equal(claims.last_weights(run), run.weights["features.11.conv2.weight"].flatten(1))
 
