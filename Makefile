@@ -11,7 +11,7 @@ book: .venv/ready
 	  --nolock --config profile='$(PROFILE)'
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 reproduce: PROFILE := short
 reproduce: book

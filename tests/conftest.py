@@ -1,6 +1,7 @@
 """What several test files share.  Every test runs with the shapes and types of csglib's annotations checked."""
 
 import dataclasses
+import fcntl
 import functools
 import http.server
 import os
@@ -26,14 +27,10 @@ BIN = Path(sys.executable).parent
 LONG = bool(os.environ.get("CSGLIB_LONG"))  # tests that kill, mutate and draw then do it as often as the project promises
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Processes share out files, each whole; but all tests of the built book go together, and first."""
     for item in items:
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: set CSGLIB_LONG=1"))
-        item.add_marker(pytest.mark.xdist_group("book" if "html" in item.fixturenames else item.path.stem))
-    items.sort(key=lambda item: "html" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +137,10 @@ def snakemake(*config: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="session")
 def html() -> Path:
     """The smoke profile: trains every recipe of every page on the embedded sample, executes the pages, builds the book."""
-    done = snakemake("profile=smoke", "build=build/smoke")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD.parent / "smoke.lock").open("w") as turn:  # of several test processes one builds, the others wait
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        done = snakemake("profile=smoke", "build=build/smoke")
     assert done.returncode == 0, done.stderr[-4000:]
     return BUILD / "html"
 
