@@ -11,7 +11,7 @@ book: .venv/ready
 	  --nolock --config profile='$(PROFILE)'
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 reproduce: PROFILE := short
 reproduce: book
