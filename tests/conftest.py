@@ -28,11 +28,9 @@ LONG = bool(os.environ.get("CSGLIB_LONG"))  # tests that kill, mutate and draw t
 
 
 def pytest_collection_modifyitems(items):
-    """The first file builds the book while other processes test something else; the other file that needs it comes last."""
     for item in items:
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: set CSGLIB_LONG=1"))
-    items.sort(key=lambda item: {"test_book": 0, "test_explore": 2}.get(item.path.stem, 1))
 
 
 @pytest.fixture(scope="session")
