@@ -37,7 +37,7 @@ try:
 except Problem as problem:
     sys.exit(f"csglib: {problem}")
 
-CODE = [f"csglib/{name}.py" for name in ("gate", "information", "metrics", "nets", "runs", "templates", "train", "verify")]
+CODE = [f"csglib/{n}.py" for n in ("gate", "information", "metrics", "nets", "runs", "sweep", "templates", "train", "verify")]
 
 
 def mark(name):
@@ -64,7 +64,7 @@ MEASURED = [str(p) for p in (*Path("data").glob("*.json"), *Path("data/measured"
 LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
 TRAINING = [
     f"csglib/{name}.py"
-    for name in ("gate", "nets", "data", "runs", "methods", "templates", "information", "metrics", "train", "checkpoint")
+    for name in ("gate", "nets", "data", "runs", "methods", "templates", "information", "sweep", "metrics", "train", "checkpoint")
 ]
 
 for recipe in RECIPES.values():

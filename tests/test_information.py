@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from sklearn.feature_selection import mutual_info_classif
 
+from csglib import information
 from csglib.information import entropy, mutual_information
+
+
+FORMS = ["sweep", "search"]  # two pointers compiled by numba; torch alone
+
+
+@pytest.fixture(autouse=True, params=FORMS)
+def form(request, monkeypatch):
+    """Every test of the estimator holds for both of its forms."""
+    if request.param == "search":
+        monkeypatch.setattr(information, "sweep", None)
 
 
 def twin(values: list[float], inside: list[bool], k: int = 3) -> float:
