@@ -4,7 +4,7 @@ PROFILE ?= quick
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := .venv/bin
 
-.PHONY: book test reproduce lock lint clean
+.PHONY: book test bench reproduce lock lint clean
 
 book: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --quiet rules --cores $(CORES) --rerun-triggers mtime input --rerun-incomplete \
@@ -12,6 +12,10 @@ book: .venv/ready
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
+bench: .venv/ready  # 25 minutes on two cores, with nothing else running; ONLY="mis csg_step" measures some figures
+	$(BIN)/python tools/bench.py $(if $(ONLY),only $(ONLY))
+	$(MAKE) book
 
 reproduce: PROFILE := short
 reproduce: book

@@ -1,8 +1,8 @@
-"""The command `csglib`: train | evaluate | data | runs | verify | results."""
+"""The command `csglib`: train | missing | evaluate | data | runs | verify | results."""
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,11 @@ from csglib.runs import PUBLISHED, Recipe
 
 
 def train(
-    recipe: OmitArgPrefixes[Recipe], out: Path | None = None, device: str | None = None, checkpoint_every: int = 1
+    recipe: OmitArgPrefixes[Recipe],
+    out: Path | None = None,
+    device: str | None = None,
+    checkpoint_every: int = 1,
+    seeds: tuple[int, ...] = (),
 ) -> None:
     """Train a recipe and write its run; called again after an interruption, go on where it stopped.
 
@@ -23,13 +27,45 @@ def train(
         out: Folder of the run; it must not exist yet.  Default: build/runs/ and the recipe's name.
         device: cpu or cuda.  Default: cuda where there is one.
         checkpoint_every: Epochs from one checkpoint to the next; an interruption costs at most these.
+        seeds: Several seeds in place of the recipe's, side by side; out is then the folder of their folders.
     """
-    from csglib.train import pick_device, settle_precision, train
+    from csglib.train import pick_device, settle_precision, side_by_side, train
 
-    out = out or Path("build/runs") / settle_precision(recipe, pick_device(device))[0].name
-    run = train(recipe, out, device, checkpoint_every)
-    print(json.dumps(run.metrics, indent=2))
-    print(f"{out}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)
+    recipe = settle_precision(recipe, pick_device(device))[0] if out is None or seeds else recipe
+    if seeds:
+        recipes = [replace(recipe, seed=seed) for seed in seeds]
+        trained = side_by_side([(r, (out or Path("build/runs")) / r.name) for r in recipes], device, checkpoint_every)
+    else:
+        trained = [train(recipe, out or Path("build/runs") / recipe.name, device, checkpoint_every)]
+    for run in trained:
+        print(json.dumps(run.metrics, indent=2))
+        print(f"{run.path}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)
+
+
+def missing(profile: str = "paper", at_once: int = 1, device: str | None = None) -> None:
+    """Train the recipes of a profile that are not published yet, several at once, and publish each when it ends.
+
+    Those whose images are not here are named and left out.
+
+    Args:
+        profile: smoke, quick, short or paper.
+        at_once: How many train side by side.
+        device: cpu or cuda.  Default: cuda where there is one.
+    """
+    from csglib import data, experiments
+    from csglib.methods import method
+    from csglib.train import side_by_side
+
+    if at_once < 1:
+        raise Problem(f"{at_once} trainings at once cannot be: use 1, 2, 3, ...")
+    asked = dict.fromkeys(r for page in experiments.book()["pages"] for r in experiments.missing(page, profile))
+    wanted = [r for r in asked if data.present(r.dataset)]
+    for recipe in asked.keys() - set(wanted):
+        print(f"its photographs are not here, left out: {recipe.command}", file=sys.stderr)
+    together, alone = ([r for r in wanted if method(r).draws is draws] for draws in (False, True))
+    groups = [together[i : i + at_once] for i in range(0, len(together), at_once)] + [[r] for r in alone]
+    for group in groups:
+        side_by_side([(r, PUBLISHED / r.name) for r in group], device)
 
 
 def evaluate(run: Positional[Path], json_: Annotated[bool, tyro.conf.arg(name="json")] = False, images: bool = False) -> None:
@@ -125,7 +161,8 @@ def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = P
 
 
 def main() -> None:
-    commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "verify": verify, "results": results}
+    commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "verify": verify}
+    commands |= {"results": results, "missing": missing}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="csglib", description=__doc__)
     except Problem as problem:

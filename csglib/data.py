@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -191,24 +191,30 @@ def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIF
     return target
 
 
-def batches(data: Images, size: int, generator: torch.Generator) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"], Tensor]]:
+def draw(data: Images, generator: torch.Generator) -> tuple[Int[Tensor, " N"], Int[Tensor, "2 N"], Bool[Tensor, " N"]]:
+    """The order of an epoch's images, and the shift and the flip of the image at each place."""
+    N, _, H, _ = data.images.shape
+    order = torch.randperm(N, generator=generator)
+    shift = torch.randint(0, 2 * (H // 8) + 1, (2, N), generator=generator)
+    return order, shift, torch.rand(N, generator=generator) < 0.5
+
+
+def batches(
+    data: Images, size: int, generator: torch.Generator, part: slice = slice(None)
+) -> Iterator[tuple[UInt8[Tensor, "B 3 H W"], Tensor]]:
     """One epoch of full batches in random order, each image cropped from a border of zeros and flipped at random.
 
     The border is an eighth of the height: 4 pixels of CIFAR's 32.
 
     All randomness comes from the generator, which lies on the CPU so that the order is the same on every device; the
-    incomplete last batch is left out, so that every step has the same shape.
+    incomplete last batch is left out, so that every step has the same shape.  `part` takes rows of every batch.
     """
-    N, _, H, W = data.images.shape
-    device = data.images.device
-    order = torch.randperm(N, generator=generator)
-    border = H // 8
-    shift = torch.randint(0, 2 * border + 1, (2, N), generator=generator)
-    flip = torch.rand(N, generator=generator) < 0.5
-    order, shift, flip = order.to(device), shift.to(device), flip.to(device)
+    N, _, H, _ = data.images.shape
+    order, shift, flip = (t.to(data.images.device) for t in draw(data, generator))
     for i in range(0, N - size + 1, size):
-        index = order[i : i + size]
-        yield augment(data.images[index], *shift[:, i : i + size], flip[i : i + size], border), data.labels[index]
+        rows = slice(i, i + size)
+        index = order[rows][part]
+        yield augment(data.images[index], *shift[:, rows][:, part], flip[rows][part], H // 8), data.labels[index]
 
 
 def augment(

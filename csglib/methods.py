@@ -28,8 +28,10 @@ class Method:
     gate: Callable[[Recipe, Split], Gate | None]  # made for this network, which it may change
     path: Callable[[Recipe, int], str]  # recipe, epoch -> the path that this epoch trains
     loss: Callable[[Recipe, int, Split, Gate | None, Tensor, Tensor], tuple[Tensor, Tensor]]  # of an epoch -> loss, logits
-    optimiser: Callable[[Recipe, Gate], torch.optim.Optimizer] | None = None  # of the gate; none where no step moves it
+    optimiser: Callable[..., torch.optim.Optimizer] | None = None  # recipe, gate, on_gpu -> the gate's; none: no step moves it
     after_step: Callable[[Recipe, Gate], None] | None = None  # after each step of that optimiser
+    by_epoch: bool = False  # whether the loss depends on the epoch beyond its path
+    draws: bool = False  # whether the loss draws random numbers
 
 
 def no_gate(recipe: Recipe, net: Split) -> None:
@@ -76,8 +78,8 @@ def hinge(recipe: Recipe, net: Split, gate: ClassGate) -> Tensor:
     return recipe.gate_penalty * gate.penalty(density_bound(recipe.gate_density, net.num_classes, net.num_filters))
 
 
-def gate_sgd(recipe: Recipe, gate: ClassGate) -> torch.optim.Optimizer:
-    return torch.optim.SGD(gate.parameters(), recipe.gate_lr, recipe.gate_momentum)
+def gate_sgd(recipe: Recipe, gate: ClassGate, on_gpu: bool = False) -> torch.optim.Optimizer:
+    return torch.optim.SGD(gate.parameters(), recipe.gate_lr, recipe.gate_momentum, fused=on_gpu)
 
 
 def project(recipe: Recipe, gate: ClassGate) -> None:
@@ -152,8 +154,9 @@ def picnn_loss(recipe, epoch, net, gate, images, labels):
     return F.cross_entropy(logits, labels) + recipe.picnn_weight * interpretation, logits
 
 
-def theta_adam(recipe: Recipe, gate: SampledGate) -> torch.optim.Optimizer:
-    return torch.optim.Adam(gate.parameters(), recipe.theta_lr, weight_decay=recipe.theta_decay)
+def theta_adam(recipe: Recipe, gate: SampledGate, on_gpu: bool = False) -> torch.optim.Optimizer:
+    decay = recipe.theta_decay
+    return torch.optim.Adam(gate.parameters(), recipe.theta_lr, weight_decay=decay, fused=on_gpu, capturable=on_gpu)
 
 
 def template_mask(recipe: Recipe, net: Split) -> TemplateMask:
@@ -180,8 +183,8 @@ METHODS = {
     "csg": Method(SCHEDULE + GATE, class_gate, alternate, csg_loss, gate_sgd, project),
     "joint": Method(GATE, joint_gate, always_joint, joint_loss, gate_sgd, project),
     "fixed": Method((*SCHEDULE, "fixed_gate"), fixed_gate, alternate, fixed_loss),
-    "picnn": Method(PICNN, sampled_gate, always_joint, picnn_loss, theta_adam),
-    "icnn": Method(("template_weight",), template_mask, always_standard, icnn_loss),
+    "picnn": Method(PICNN, sampled_gate, always_joint, picnn_loss, theta_adam, draws=True),
+    "icnn": Method(("template_weight",), template_mask, always_standard, icnn_loss, by_epoch=True),
 }
 
 

@@ -44,7 +44,7 @@ class Split(nn.Module):
         """A frozen layer keeps its statistics: its batch normalisation stays in eval mode."""
         super().train(mode)
         for m in self.modules():
-            if isinstance(m, nn.BatchNorm2d) and m.affine and not m.weight.requires_grad:
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine and not m.weight.requires_grad:
                 m.eval()
         return self
 

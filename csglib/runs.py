@@ -30,6 +30,7 @@ from csglib.files import check_size, parse_json, read_json, read_tensors, read_t
 
 FORMAT = 2  # of the run folder; a folder of another format is refused
 PUBLISHED = ROOT / "data" / "runs"
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetensors", "metrics.json")
 AGAIN = "restore it with git, or train the run again into a new folder"
 NAME = re.compile(r"(?!/)(?!.*\.\.)[A-Za-z0-9._:@,/+ -]*")  # what a recipe may call things: it reaches shells, pages and paths
@@ -66,7 +67,8 @@ class Recipe:
     holdout: int = 0  # last training images, set apart and read out in place of the test images: for choices
     weights: str = "fresh"  # where they start: fresh | imagenet; the head is always fresh
     thaw: str = ""  # the layers that learn, by the beginnings of their names, separated by commas; empty: all
-    precision: str = "auto"  # float32 | bfloat16 (autocast) | auto: chosen for the device and written here before training
+    precision: str = "auto"  # float32 | bfloat16 or float16, by autocast | auto: chosen for the device before training
+    loop: str = "plain"  # plain, operation by operation | fast: compiled by torch, and captured as graphs on a GPU
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -98,7 +100,12 @@ class Recipe:
             ("template_weight", 0 <= self.template_weight < float("inf"), "use a number such as 1e-6"),
             ("weights", self.weights in ("fresh", "imagenet"), "use fresh or imagenet"),
             ("holdout", self.holdout >= 0, "use 0, or a number of images such as 5000"),
-            ("precision", self.precision in ("auto", "float32", "bfloat16"), "use auto, float32 or bfloat16"),
+            (
+                "precision",
+                self.precision in PRECISIONS,
+                f"use one of {', '.join(PRECISIONS)}",
+            ),
+            ("loop", self.loop in ("plain", "fast"), "use plain or fast"),
         ):
             if not ok:
                 raise Problem(f"{name} {getattr(self, name)!r} is out of range: {remedy}")

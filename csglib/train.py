@@ -1,4 +1,4 @@
-"""Recipe in, run out: the training loop, its precision, its checkpoints.
+"""Recipe in, run out: what is trained, in which precision, its checkpoints and what is published.  The steps: loop.py.
 
 Images stay uint8 on the device and are augmented there.  On one CPU, with equal versions and as many threads, the same recipe
 gives the same weights bit for bit, interrupted or not: all randomness of an epoch comes from (seed, epoch).
@@ -8,9 +8,9 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
-import time
-from contextlib import nullcontext
+from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from csglib import Problem, data, files, nets, runs
+from csglib import Problem, data, distributed, files, nets, runs
 from csglib.checkpoint import Checkpoint
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
+from csglib.loop import Loop, autocast, keep_memory
 from csglib.methods import Gate, method
 from csglib.metrics import accuracy, class_means, cluster, evaluate
 from csglib.runs import Readout, Recipe, Run
@@ -34,12 +35,52 @@ DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test
 def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1) -> Run:
     """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
 
-    There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder.
+    There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder; those
+    that torchrun starts count as one.
     """
-    out, device = Path(out), pick_device(device)
+    return side_by_side([(recipe, Path(out))], device, every)[0]
+
+
+def side_by_side(work: list[tuple[Recipe, Path]], device: str | None = None, every: int = 1) -> list[Run]:
+    """Train several recipes at once on one GPU, which a small network cannot fill: each has its stream and its graphs.
+
+    While the host reads one training's sums, the steps of the others run.  On a processor they take turns by the epoch.
+    Where one fails the others go on; then this raises what was said of the first.
+    """
+    device = pick_device(device)
     if every < 1:
         raise Problem(f"a checkpoint every {every} epochs cannot be: use 1, 2, 3, ...")
+    if len({out.absolute() for _, out in work}) < len(work):
+        raise Problem("two recipes cannot have one folder: give each its own")
+    if len(work) > 1 and device.type == "cuda" and (drawing := {r.method for r, _ in work if method(r).draws}):
+        raise Problem(f"{', '.join(drawing)} draws in every step from a generator that all graphs share: train it by itself")
+    going = {i: training(recipe, out, device, every) for i, (recipe, out) in enumerate(work)}
+    done: dict[int, Run | Problem] = {}
+    while going:
+        for i, steps in list(going.items()):
+            try:
+                next(steps)
+            except StopIteration as end:
+                done[i] = end.value
+            except Problem as problem:
+                done[i] = problem
+            except torch.OutOfMemoryError:
+                remedy = f"train fewer than {len(work)} at once" if len(work) > 1 else "choose a smaller --batch-size"
+                done[i] = Problem(f"the memory of {torch.cuda.get_device_name(device)} is too small: {remedy}")
+            if i in done:
+                del going[i]
+    for i in sorted(done):
+        if isinstance(done[i], Problem):
+            raise done[i]
+    return [done[i] for i in sorted(done)]
+
+
+def training(recipe: Recipe, out: Path, device: torch.device, every: int) -> Generator[None, None, Run]:
+    """One training, which pauses after it has asked for an epoch's steps."""
+    keep_memory()
     recipe, reason = settle_precision(recipe, device)
+    if recipe.loop == "fast" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise Problem("loop fast needs a C++ compiler, and there is none: install g++, or leave --loop out")
     m = method(recipe)
     dataset = load(recipe)
     torch.manual_seed(recipe.seed)
@@ -48,31 +89,40 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int
     gate = m.gate(recipe, net)
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
+    device = distributed.join(recipe, device)
+    if distributed.rank() > 0:  # it reads the checkpoint and learns; process 0 writes
+        distributed.wait()
+        yield from go_on(recipe, reason, m, out, runs.part(out), dataset, net, gate, device, every)
+        return runs.read(out)
     with files.locked(runs.reserve(out, recipe)):
         folder = runs.reserve(out, recipe)  # again, now that no other process can change it
         if (folder / "provenance.json").exists():  # stopped just before it got its name
             runs.publish(out)
             return runs.read(out)
-        return go_on(recipe, reason, m, out, folder, dataset, net, gate, device, every)
+        distributed.wait()
+        return (yield from go_on(recipe, reason, m, out, folder, dataset, net, gate, device, every))
 
 
-def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int) -> Run:
+def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int):
     """From the last checkpoint, or the start, to the finished run."""
     dataset = dataset.to(device)
+    net = distributed.normalise_jointly(net, device)
     net.to(device, memory_format=torch.channels_last)
     optimisers = [weights_optimiser(net, recipe)]
     if gate is not None:
         gate.to(device)
     if m.optimiser is not None:
-        optimisers.append(m.optimiser(recipe, gate))
+        optimisers.append(m.optimiser(recipe, gate, on_gpu=device.type == "cuda"))
     state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers)
     history, gates, dirty = state.load()
+    loop = Loop(recipe, m, net, gate, optimisers, dataset.train)
+    leads = distributed.rank() == 0
 
     code = runs.provenance(device)  # taken at the start: the files may change while this runs
     if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
         code["dirty"] = True  # no one commit makes this run
     steps = len(dataset.train) // recipe.batch_size
-    hidden = bool(os.environ.get("TQDM_DISABLE"))  # tqdm itself reads it in a terminal, but not in a notebook
+    hidden = bool(os.environ.get("TQDM_DISABLE")) or not leads  # tqdm itself reads it in a terminal, but not in a notebook
     print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
@@ -81,7 +131,12 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
                 history.append({"epoch": epoch, "path": path, "seconds": 0.0})
                 bar.update(steps)
                 continue
-            row = train_epoch(recipe, m, epoch, net, gate, optimisers, dataset.train, bar)
+            loop.start(epoch, bar)
+            yield
+            row = loop.row(epoch)
+            if not leads:
+                history.append(row)
+                continue
             row |= test_row(net, gate, dataset.test, recipe.precision) | {"commit": code["commit"]}
             history.append(row)
             if path in ("gated", "joint"):
@@ -99,7 +154,10 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
                 row["density"] = density(gates[-1], projected=isinstance(gate, ClassGate) and recipe.gate_projection == "max")
             if (epoch + 1) % every == 0 or epoch + 1 == recipe.epochs:
                 state.save(history, gates, bool(code["dirty"]))
-    return finish(recipe, code | {"precision_reason": reason}, out, dataset, net, gate, gates, history)
+    if leads:
+        finish(recipe, code | {"precision_reason": reason, "loop_reason": loop.reason}, out, dataset, net, gate, gates, history)
+    distributed.wait()
+    return runs.read(out)
 
 
 def load(recipe: Recipe) -> Dataset:
@@ -114,52 +172,6 @@ def load(recipe: Recipe) -> Dataset:
         raise Problem(f"holdout {recipe.holdout} leaves none of the {len(a)} training images: choose a smaller one")
     part = [Images(a.images[s], a.labels[s]) for s in (slice(-n), slice(-n, None))]
     return dataclasses.replace(dataset, train=part[0], test=part[1])
-
-
-def train_epoch(recipe, m, epoch, net, gate, optimisers, images: Images, bar) -> dict:
-    """One pass; returns its row of the history.  Sums stay on the device, read once an epoch on a GPU."""
-    net.train()
-    path = m.path(recipe, epoch)
-    device = images.images.device
-    generator = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
-    torch.manual_seed(1_000_003 * recipe.seed + epoch)  # for methods that draw
-    steps = len(images) // recipe.batch_size
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), device=device, dtype=torch.long)
-    weights, *gates = optimisers
-    started = time.perf_counter()
-    for step, (x, y) in enumerate(data.batches(images, recipe.batch_size, generator)):
-        for group in weights.param_groups:
-            group["lr"] = learning_rate(recipe, (epoch + step / steps) / recipe.epochs)
-        with autocast(device, recipe.precision):
-            loss, logits = m.loss(recipe, epoch, net, gate, data.to_float(x), y)
-        loss.backward()
-        weights.step()
-        weights.zero_grad()
-        if path != "standard":  # the gate's optimiser and projection stay out of standard epochs
-            for optimiser in gates:
-                optimiser.step()
-            if m.after_step is not None:
-                m.after_step(recipe, gate)
-        for optimiser in gates:
-            optimiser.zero_grad()
-        loss_sum += loss.detach()
-        correct += (logits.argmax(1) == y).sum()
-        if step % (20 if device.type == "cpu" else 100) == 0:  # a GPU has to stop for it
-            shown = {"epoch": f"{epoch + 1}/{recipe.epochs} {path}", "loss": f"{loss.item():.3f}"}
-            shown["accuracy"] = f"{correct.item() / ((step + 1) * recipe.batch_size):.3f}"
-            if gate is not None and gate.matrix.detach().amax() == 1:  # the first projection has been made
-                shown["density"] = f"{gate.matrix.detach().mean().item():.3f}"
-            bar.set_postfix(shown, refresh=False)
-        bar.update()
-    return {
-        "epoch": epoch,
-        "path": path,
-        "lr": learning_rate(recipe, epoch / recipe.epochs),
-        "train_loss": loss_sum.item() / steps,
-        "train_accuracy": correct.item() / (steps * recipe.batch_size),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
 
 
 def test_row(net, gate, images: Images, precision: str) -> dict:
@@ -194,7 +206,7 @@ def read_out(net: nets.Split, gate: Gate | None, images: Images, precision: str 
     )
 
 
-def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, history) -> Run:
+def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, history) -> None:
     """Round the weights to float16, read the rounded network out, and write the run: what is published is what was measured.
 
     Of a network that started from ImageNet's weights those are left out that did not change.
@@ -227,26 +239,12 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
     }
     metrics = evaluate(runs.unpack(packed))
     runs.finish(out, history, weights, packed, metrics, provenance | code)
-    return runs.read(out)
 
 
 def weights_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD with Nesterov's momentum over what learns of the network; the gate is not among it, nor in its weight decay."""
     learning = [p for p in net.parameters() if p.requires_grad]
     return torch.optim.SGD(learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True)
-
-
-def learning_rate(recipe: Recipe, progress: float) -> float:
-    """The weights' learning rate after a share `progress` in [0, 1) of the training, a pure function so that runs resume."""
-    if recipe.lr_schedule == "steps":
-        return recipe.lr * (1 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
-    if progress < 0.3:  # the one-cycle policy of Smith and Topin with cosine ramps, as in torch's OneCycleLR
-        return recipe.lr * (0.04 + 0.96 * (1 - math.cos(math.pi * progress / 0.3)) / 2)
-    return recipe.lr * (1 + math.cos(math.pi * (progress - 0.3) / 0.7)) / 2
-
-
-def autocast(device: torch.device, precision: str):
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -265,7 +263,8 @@ def settle_precision(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]
         native, why = cpu_has_bfloat16(), "this processor"
     verdict = f"{why} {'computes' if native else 'does not compute'} bfloat16 natively"
     if recipe.precision == "auto":
-        return dataclasses.replace(recipe, precision="bfloat16" if native else "float32"), verdict
+        other = "float16" if device.type == "cuda" else "float32"  # as on a T4
+        return dataclasses.replace(recipe, precision="bfloat16" if native else other), verdict
     return recipe, f"asked for; {verdict}"
 
 

@@ -13,7 +13,6 @@ from sklearn.feature_selection import mutual_info_classif
 from csglib import information
 from csglib.information import entropy, mutual_information
 
-
 FORMS = ["sweep", "search"]  # two pointers compiled by numba; torch alone
 
 

@@ -185,7 +185,7 @@ def test_a_stop_between_the_last_file_and_the_name_is_published_as_it_is(whole, 
         train.train(RECIPE, tmp_path / "out", "cpu")
     monkeypatch.undo()
     assert sorted(p.name for p in (tmp_path / "out.part").iterdir()) == sorted([*runs.FILES, "provenance.json"])
-    monkeypatch.setattr(train, "train_epoch", lambda *_: interrupt())
+    monkeypatch.setattr(train.Loop, "start", lambda *_: interrupt())
     assert bits(train.train(RECIPE, tmp_path / "out", "cpu")) == bits(whole)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -246,13 +246,8 @@ def test_a_run_of_two_commits_is_not_called_clean(stop_at, monkeypatch, tmp_path
 
 
 def test_a_training_loss_out_of_all_bounds_stops_a_run_as_nan_does(stop_at, monkeypatch, tmp_path):
-    original, seen = train.train_epoch, []
-
-    def train_epoch(*args):
-        seen.append(1)
-        return original(*args) | ({"train_loss": 2e6} if len(seen) == 2 else {})
-
-    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    original = train.Loop.row
+    monkeypatch.setattr(train.Loop, "row", lambda *a: original(*a) | ({"train_loss": 2e6} if a[1] == 1 else {}))
     with pytest.raises(Problem, match=r"train_loss of epoch 1 is 2e\+06: lower --lr"):
         train.train(RECIPE, tmp_path / "out", "cpu")
     assert load_file(tmp_path / "out.part" / "checkpoint.safetensors")

@@ -215,7 +215,7 @@ def one_epoch(path: str) -> tuple[dict, dict]:
     gate.matrix.grad = torch.full((3, 4), 100.0) if path == "standard" else None  # whatever was left there
     before = {**net.state_dict(), "gate": gate.matrix.detach()}
     before = {name: t.clone() for name, t in before.items()}
-    train.train_epoch(recipe, m, 0 if path == "standard" else 1, net, gate, optimisers, images, tqdm(disable=True))
+    train.Loop(recipe, m, net, gate, optimisers, images).start(0 if path == "standard" else 1, tqdm(disable=True))
     return before, {**net.state_dict(), "gate": gate.matrix.detach()}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from csglib import Problem, data, methods, metrics, runs, train
+from csglib import Problem, data, loop, methods, metrics, runs, train
 from csglib.gate import density
 from csglib.runs import Recipe
 
@@ -276,21 +276,21 @@ def test_one_cycle_has_the_shape_of_torchs_scheduler():
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, steps, pct_start=0.3, cycle_momentum=False)
     for step in range(steps - 1):
         if step % 100 == 0:
-            assert train.learning_rate(recipe, step / steps) == pytest.approx(scheduler.get_last_lr()[0], abs=2e-4)
+            assert loop.learning_rate(recipe, step / steps) == pytest.approx(scheduler.get_last_lr()[0], abs=2e-4)
         optimiser.step()
         scheduler.step()
 
 
 def test_one_cycle_starts_low_peaks_at_30_percent_and_ends_at_zero():
     recipe = Recipe(lr=0.5)
-    assert train.learning_rate(recipe, 0.0) == pytest.approx(0.5 / 25)
-    assert train.learning_rate(recipe, 0.3) == pytest.approx(0.5)
-    assert train.learning_rate(recipe, 1.0) == pytest.approx(0, abs=1e-12)
+    assert loop.learning_rate(recipe, 0.0) == pytest.approx(0.5 / 25)
+    assert loop.learning_rate(recipe, 0.3) == pytest.approx(0.5)
+    assert loop.learning_rate(recipe, 1.0) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("progress, share", [(0.0, 1), (0.499, 1), (0.5, 0.1), (0.749, 0.1), (0.75, 0.01), (0.999, 0.01)])
 def test_steps_fall_at_one_half_and_three_quarters(progress, share):
-    assert train.learning_rate(Recipe(lr=0.1, lr_schedule="steps"), progress) == pytest.approx(0.1 * share)
+    assert loop.learning_rate(Recipe(lr=0.1, lr_schedule="steps"), progress) == pytest.approx(0.1 * share)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
 """A training that takes a second, for tests that kill it; a process of its own, without the checks of types.
 
-python tests/trainings.py OUT                  train once, or go on
+python tests/trainings.py OUT [fast]           train once, or go on; with the fast loop
 python tests/trainings.py OUT KILLS SEED       kill it at KILLS random moments, finish it each time, compare; print JSON
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -36,13 +37,13 @@ def prepare() -> None:
     nets.NETS["small"] = small
 
 
-def once(out: Path) -> None:
+def once(out: Path, loop: str = "plain") -> None:
     checkpoint = runs.part(out) / "checkpoint.safetensors"
     if checkpoint.exists():
         with safe_open(checkpoint, "pt") as f:
             print("resumed from epoch", len(json.loads(f.metadata()["history"])), flush=True)
     if not (out / "provenance.json").exists():
-        train.train(RECIPE, out, "cpu")
+        train.train(dataclasses.replace(RECIPE, loop=loop), out, "cpu")
 
 
 def fork(out: Path) -> int:
@@ -95,7 +96,7 @@ def kill_often(folder: Path, kills: int, seed: int) -> dict:
 
 if __name__ == "__main__":
     prepare()
-    if len(sys.argv) == 2:
-        once(Path(sys.argv[1]))
+    if len(sys.argv) <= 3:
+        once(Path(sys.argv[1]), *sys.argv[2:])
     else:
         print(json.dumps(kill_often(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

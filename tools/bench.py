@@ -1,0 +1,363 @@
+"""How fast it is: ratios measured side by side in one run, written to build/bench.json and data/measured/speed.json.
+
+    python tools/bench.py [ROUNDS]        all that this machine can measure, 25 minutes on two cores
+    python tools/bench.py only NAME...    some of them; the others keep their last measurement
+    python tools/bench.py child WHAT ...  one measurement in a process of its own, as the first does; prints JSON
+
+What this machine cannot measure keeps its last committed measurement, which says where it was made.  A ratio is the median
+over rounds in each of which both sides run, one after the other; its spread is the quartiles.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from csglib import Problem, data, files, methods, nets, runs, train
+from csglib.data import Images
+from csglib.information import mutual_information
+from csglib.loop import Loop, autocast, keep_memory
+from csglib.runs import Recipe
+
+ROUNDS = 5
+STEPS = 40  # of 128 images in a round of the training loops
+EPOCHS = 10  # over which starting is counted: 10 of 390 steps
+PLACE = data.ROOT / "data" / "measured" / "speed.json"
+UNITS = {
+    "cpu_train": ("times", "the usual loop: float32, torchvision's transforms in a DataLoader with a worker a core"),
+    "csg_step": ("times", "a step of standard training, ResNet-20, 64 filters, 10 classes"),
+    "csg_step_1000": ("times", "a step of standard training, ResNet-18, 512 filters, 1,000 classes"),
+    "mis": ("times", "scikit-learn's mutual_info_classif, a class at a time; 10,000 samples of 64 filters, 10 classes"),
+    "mis_memory_mb": ("MB", "the memory before the call; 10,000 samples of 2,048 filters, 10 classes"),
+    "peak_rss_mb": ("MB", "nothing; one epoch of CIFAR-10, read, trained and evaluated"),
+    "fast_minus_plain": ("of accuracy", "the plain loop, three seeds of CSG each"),
+    "gpu_train": ("times", "the usual loop on that machine, with 8 workers"),
+    "gpu_run_s": ("s", "nothing; 200 epochs of ResNet-20 on CIFAR-10"),
+    "gpu_run8_s": ("s", "nothing; the same, a run, when eight train side by side"),
+}
+
+
+def main(rounds: int, names: list[str]) -> None:
+    kept = {row["name"]: row for row in json.loads(PLACE.read_text())} if PLACE.exists() else {}
+    measures = {"cpu_train": cpu_train, "csg_step": csg_step, "csg_step_1000": csg_step_1000, "mis": mis}
+    measures |= {"mis_memory_mb": mis_memory, "peak_rss_mb": peak_rss, "fast_minus_plain": loops}
+    if torch.cuda.is_available():
+        measures |= {"gpu_train": gpu_train, "gpu_run_s": gpu_run, "gpu_run8_s": gpu_run8}
+    here = runs.provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for name in names:
+        if name not in measures:
+            print(f"{name}: this machine cannot measure it; its last measurement stays", file=sys.stderr)
+            continue
+        try:
+            values, detail = measures[name](rounds)
+        except Problem as problem:
+            print(f"{name}: {problem}; its last measurement stays", file=sys.stderr)
+            continue
+        unit, against = UNITS[name]
+        quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+        kept[name] = {
+            "name": name,
+            "value": round(quartiles[1], 4),
+            "unit": unit,
+            "spread": [round(quartiles[0], 4), round(quartiles[2], 4)],
+            "against": against,
+            "hardware": here["hardware"],
+            "detail": detail | {"rounds": len(values), "commit": here["commit"], "dirty": here["dirty"]},
+        }
+        print(f"{name}: {kept[name]['value']} {unit}, quartiles {kept[name]['spread']}, {detail}", flush=True)
+        write(kept)
+    write(kept)
+
+
+def write(kept: dict[str, dict]) -> None:
+    """Rows never measured anywhere have no value."""
+    empty = {"value": None, "spread": None, "hardware": None, "detail": {}}
+    rows = [kept.get(n, {"name": n, "unit": unit, "against": against} | empty) for n, (unit, against) in UNITS.items()]
+    for path in (data.ROOT / "build" / "bench.json", PLACE):
+        path.parent.mkdir(exist_ok=True)
+        files.write(path, json.dumps(rows, indent=1) + "\n")
+
+
+def child(*words: object) -> dict:
+    done = subprocess.run([sys.executable, __file__, "child", *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        raise Problem(f"`{' '.join(map(str, words))}` could not be measured: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# Training on a processor
+
+
+def cpu_train(rounds: int) -> tuple[list[float], dict]:
+    """Images a second over ten epochs, starting included, ours over the usual loop's; alternating processes."""
+    found: dict[str, list[dict]] = {"usual": [], "plain": [], "fast": []}
+    for _ in range(rounds):
+        found["usual"].append(child("usual", "cpu", torch.get_num_threads()))
+        for loop in ("plain", "fast"):
+            found[loop].append(child("ours", loop))
+    totals = {name: [ten_epochs(f) for f in rows] for name, rows in found.items()}
+    ratios = {name: [u / t for u, t in zip(totals["usual"], totals[name], strict=True)] for name in ("plain", "fast")}
+    rates = {name: round(statistics.median(128 / f["step"] for f in rows)) for name, rows in found.items()}
+    start = round(statistics.median(f["start"] for f in found["fast"]), 1)
+    plain = round(statistics.median(ratios["plain"]), 3)
+    return ratios["fast"], {"images_per_second": rates, "fast_loop_starts_in_s": start, "plain_loop": plain}
+
+
+def ten_epochs(found: dict) -> float:
+    return found["start"] + EPOCHS * 390 * found["step"]
+
+
+def usual(device: str, workers: int) -> dict:
+    """What most training code does: PIL images through torchvision's transforms in a DataLoader, float32."""
+    from PIL import Image
+    from torchvision import transforms
+
+    images = load(STEPS + 10)
+    pixels, labels = images.images.permute(0, 2, 3, 1).numpy(), images.labels.tolist()
+    crop, flip = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
+    change = transforms.Compose([crop, flip, transforms.ToTensor()])
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, i):
+            return change(Image.fromarray(pixels[i])), labels[i]
+
+    torch.manual_seed(0)
+    net = nets.resnet20(10).to(device).train()
+    optimiser = torch.optim.SGD(net.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
+    gpu = device != "cpu"
+    loader = torch.utils.data.DataLoader(Pictures(), 128, shuffle=True, num_workers=workers, pin_memory=gpu)
+    times, began = [], time.perf_counter()
+    for x, y in loader:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        loss = F.cross_entropy(net(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        loss.item()  # for its progress bar
+        times.append(time.perf_counter())
+    step = (times[-1] - times[9]) / (len(times) - 10)
+    return {"step": step, "start": max(0.0, times[9] - began - 10 * step)}
+
+
+def ours(loop: str, device: str = "cpu") -> dict:
+    keep_memory()
+    images = load(STEPS).to(device)
+    recipe = Recipe(method="standard", loop=loop, precision=train.settle_precision(Recipe(), torch.device(device))[0].precision)
+    began = time.perf_counter()
+    steps = looping(recipe, images)
+    seconds = []
+    for epoch in range(3):
+        steps.start(epoch, tqdm(disable=True))
+        steps.row(epoch)
+        seconds.append(time.perf_counter())
+    step = (seconds[2] - seconds[0]) / 2 / STEPS
+    return {"step": step, "start": max(0.0, seconds[0] - began - STEPS * step), "loop": loop}
+
+
+def load(steps: int) -> Images:
+    """Images enough for these steps, CIFAR-10's or the sample's over and over: their content takes no time."""
+    sample = data.load("cifar10-mini").train
+    n = 128 * steps
+    times = -(-n // len(sample))
+    return Images(sample.images.repeat(times, 1, 1, 1)[:n].contiguous(), sample.labels.repeat(times)[:n])
+
+
+def looping(recipe: Recipe, images: Images) -> Loop:
+    device = images.images.device
+    torch.manual_seed(recipe.seed)
+    m, net = methods.method(recipe), nets.build(recipe.net, 10)
+    gate = m.gate(recipe, net)
+    net.to(device, memory_format=torch.channels_last)
+    optimisers = [train.weights_optimiser(net, recipe)]
+    if m.optimiser is not None:
+        optimisers.append(m.optimiser(recipe, gate.to(device), on_gpu=device.type == "cuda"))
+    return Loop(recipe, m, net, gate, optimisers, images)
+
+
+# The gate's share of a step
+
+
+def csg_step(rounds: int) -> tuple[list[float], dict]:
+    return gated_step("resnet20", 10, (128, 32), 8 * rounds, 10)
+
+
+def csg_step_1000(rounds: int) -> tuple[list[float], dict]:
+    return gated_step("resnet18@layer4", 1000, (32, 112), 4 * rounds, 1)
+
+
+def gated_step(net_name: str, classes: int, shape: tuple[int, int], rounds: int, steps: int) -> tuple[list[float], dict]:
+    """A step of the gated path, with the gate's own step and projection, over one of standard training; in turn."""
+    keep_memory()
+    B, size = shape
+    torch.manual_seed(0)
+    recipe = Recipe(net=net_name, precision=train.settle_precision(Recipe(), torch.device("cpu"))[0].precision)
+    m, net = methods.method(recipe), nets.build(net_name, classes).to(memory_format=torch.channels_last).train()
+    gate = m.gate(recipe, net)
+    weights, gates = train.weights_optimiser(net, recipe), m.optimiser(recipe, gate)
+    x, y = torch.rand(B, 3, size, size).to(memory_format=torch.channels_last), torch.randint(0, classes, (B,))
+
+    def step(epoch: int) -> None:
+        with autocast(torch.device("cpu"), recipe.precision):
+            loss, _ = m.loss(recipe, epoch, net, gate, x, y)
+        loss.backward()
+        weights.step()
+        weights.zero_grad()
+        if epoch:
+            gates.step()
+            m.after_step(recipe, gate)
+            gates.zero_grad()
+
+    ratios, times = [], []
+    for r in range(rounds + 1):
+        seconds = {}
+        for epoch in (0, 1) if r % 2 else (1, 0):  # 0 is standard, 1 gated
+            started = time.perf_counter()
+            for _ in range(steps):
+                step(epoch)
+            seconds[epoch] = (time.perf_counter() - started) / steps
+        if r:
+            ratios.append(seconds[1] / seconds[0]), times.append(seconds[0])
+    return ratios, {"milliseconds_standard": round(1000 * statistics.median(times), 1), "batch": B, "pixels": size}
+
+
+# Mutual information
+
+
+def mis(rounds: int) -> tuple[list[float], dict]:
+    """On samples without ties, where both estimate the same number; their largest difference is told, and must be tiny."""
+    from sklearn.feature_selection import mutual_info_classif
+
+    features, labels = normal(64)
+    mutual_information(features[:100], labels[:100], 10)  # compiles where nothing was kept
+    ratios, times, theirs = [], [], []
+    for _ in range(min(rounds, 3)):
+        started = time.perf_counter()
+        found = mutual_information(features, labels, 10).numpy()
+        times.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        expected = [mutual_info_classif(features, labels == c, discrete_features=False) for c in range(10)]
+        theirs.append(time.perf_counter() - started)
+        ratios.append(theirs[-1] / times[-1])
+    difference = float(np.abs(found - np.array(expected)).max())
+    if difference > 1e-6:
+        raise Problem(f"the two estimates differ by {difference:g}: one of them is wrong, so there is no ratio to tell")
+    found = {"seconds": round(statistics.median(times), 3), "usual_seconds": round(statistics.median(theirs), 2)}
+    return ratios, found | {"largest_difference": difference}
+
+
+def mis_memory(rounds: int) -> tuple[list[float], dict]:
+    by_filters = {K: child("memory", K)["mb"] for K in (512, 1024)}
+    return [child("memory", 2048)["mb"] for _ in range(3)], {"fewer_filters_mb": by_filters}
+
+
+def memory(filters: str) -> dict:
+    """The most memory held during the call, above what is held before it."""
+    features, labels = normal(int(filters))
+    mutual_information(features[:, :2], labels, 10)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark so far is forgotten
+    before = held("VmRSS")
+    mutual_information(features, labels, 10)
+    return {"mb": held("VmHWM") - before}
+
+
+def held(which: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1]) / 1024
+
+
+def normal(filters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """10,000 samples whose features say something of their class; no two are equal in float64."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(10_000) % 10
+    features = torch.randn(10_000, filters, generator=generator, dtype=torch.float64)
+    return features + 2.0 * (labels[:, None] == torch.arange(filters) % 10), labels
+
+
+def peak_rss(rounds: int) -> tuple[list[float], dict]:
+    both = {loop: child("peak", loop)["mb"] for loop in ("plain", "fast")}
+    return [max(both.values())], {"by_loop_mb": both}
+
+
+def peak(loop: str) -> dict:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        precision = train.settle_precision(Recipe(), torch.device("cpu"))[0].precision
+        train.train(Recipe(method="standard", epochs=1, loop=loop, precision=precision), Path(folder) / "run", "cpu")
+    return {"mb": held("VmHWM")}
+
+
+def loops(rounds: int) -> tuple[list[float], dict]:
+    """Whether the fast loop costs accuracy or MIS: short trainings with the same seeds."""
+    found = {loop: [child("trained", loop, seed) for seed in range(3)] for loop in ("plain", "fast")}
+    differences = [f["accuracy"] - p["accuracy"] for f, p in zip(found["fast"], found["plain"], strict=True)]
+    return differences, found | {"epochs": 3}
+
+
+def trained(loop: str, seed: str) -> dict:
+    import tempfile
+
+    precision = train.settle_precision(Recipe(), torch.device("cpu"))[0].precision
+    with tempfile.TemporaryDirectory() as folder:
+        run = train.train(Recipe(epochs=3, seed=int(seed), loop=loop, precision=precision), Path(folder) / "run", "cpu")
+    return {name: round(run.metrics[name], 4) for name in ("accuracy", "mis")} | {"seconds": run.provenance["train_seconds"]}
+
+
+# A GPU
+
+
+def gpu_train(rounds: int) -> tuple[list[float], dict]:
+    ratios, rates = [], []
+    for _ in range(rounds):
+        theirs, fast = child("usual", "cuda", 8), child("ours", "fast", "cuda")
+        ratios.append(theirs["step"] / fast["step"]), rates.append(128 / fast["step"])
+    return ratios, {"images_per_second": round(statistics.median(rates))}
+
+
+def gpu_run(rounds: int) -> tuple[list[float], dict]:
+    return whole_runs(1)
+
+
+def gpu_run8(rounds: int) -> tuple[list[float], dict]:
+    return whole_runs(8)
+
+
+def whole_runs(n: int) -> tuple[list[float], dict]:
+    """Wall time of 200 epochs, starting and evaluation after each epoch included, divided by the runs."""
+    import tempfile
+
+    fields = {"epochs": 200, "lr": 0.1, "lr_schedule": "steps", "weight_decay": 1e-4, "loop": "fast", "precision": "bfloat16"}
+    with tempfile.TemporaryDirectory() as folder:
+        work = [(Recipe(seed=s, **fields), Path(folder) / str(s)) for s in range(n)]
+        began = time.perf_counter()
+        done = train.side_by_side(work, "cuda", every=50)
+        wall = time.perf_counter() - began
+        told = {"accuracy": [round(r.metrics["accuracy"], 4) for r in done], "mis": [round(r.metrics["mis"], 4) for r in done]}
+    return [wall / n], told | {"train_seconds": [r.provenance["train_seconds"] for r in done]}
+
+
+if __name__ == "__main__":
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        if sys.argv[1:2] == ["child"]:
+            what, *rest = sys.argv[2:]
+            if what == "usual":
+                rest[1] = int(rest[1])
+            print(json.dumps({"usual": usual, "ours": ours, "memory": memory, "peak": peak, "trained": trained}[what](*rest)))
+        elif sys.argv[1:2] == ["only"]:
+            main(ROUNDS, sys.argv[2:])
+        else:
+            main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS, list(UNITS))
+    except Problem as problem:
+        sys.exit(f"csglib: {problem}")
