@@ -3,7 +3,6 @@
 Numbers come from data/measured (measured.py), pictures from images that are there.
 """
 
-import json
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
@@ -23,7 +22,6 @@ from csglib.tables import spread
 from csglib.train import network
 
 NAMES = {"fgsm": "FGSM", "bim": "BIM", "mim": "MIM", "pgd": "PGD", "match": "adaptive"}
-TRIALS = measured.FOLDER / "animals-trials.json"  # as tools/trials.py wrote it
 
 
 def grid(cells: dict[str, dict[str, str]], corner: str) -> Markdown:
@@ -195,11 +193,11 @@ def animals(runs: dict[str, list[Run]]) -> Markdown:
 
 def trials() -> Markdown:
     """What each value tried gave on the training photographs set apart."""
-    if not TRIALS.exists():
+    if not (kept := measured.read("animals-trials")):
         return Markdown("No trials have been kept: `python tools/trials.py` does it.")
     rows = []
-    for trial in json.loads(TRIALS.read_text()):
-        recipe = Recipe.from_dict(trial["recipe"], str(TRIALS))
+    for trial in kept["trials"]:
+        recipe = Recipe.from_dict(trial["recipe"], "data/measured/animals-trials.json")
         gated = trial["l1_density"] is not None
         layers = ", ".join(word.removeprefix("network._") for word in recipe.thaw.split(","))
         row = {"Method": recipe.method, "Layers that learn": layers, "`lr`": f"{recipe.lr:g}"}

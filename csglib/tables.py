@@ -1,6 +1,5 @@
 """Tables and sentences that pages show.  Each function takes runs and returns Markdown."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -8,13 +7,11 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from csglib import claims, metrics
+from csglib import claims, measured, metrics
 from csglib.claims import schedule
-from csglib.data import ROOT
 from csglib.gate import sharpness
 from csglib.runs import Recipe, Run
 
-COST = ROOT / "data" / "step-cost.json"  # as tools/step_cost.py measured it
 METRICS = {  # what a table calls each number of metrics.json
     "accuracy": "Accuracy",
     "mis": "MIS, nats",
@@ -217,7 +214,7 @@ def methods(runs: dict[str, list[Run]]) -> Markdown:
 
     Two tables, as wide as a page: accuracy and information, then clusters and cost.
     """
-    cost = json.loads(COST.read_text())["ratio"] if COST.exists() else {}
+    cost = measured.read("step-cost").get("ratio", {})
     stored = {"Accuracy": "accuracy", "MIS, nats": "mis", "MIS / H(1/C)": "mis_normalised", "Null": "mis_null"}
     first, second = [], []
     for name, group in runs.items():
@@ -233,9 +230,9 @@ def methods(runs: dict[str, list[Run]]) -> Markdown:
 
 def cost() -> Markdown:
     """One sentence on how the times of a step were measured."""
-    if not COST.exists():
+    c = measured.read("step-cost")
+    if not c:
         return Markdown("The time of a step has not been measured yet: `python tools/step_cost.py` does it.")
-    c = json.loads(COST.read_text())
     low, high = max(c["quartiles"].values(), key=lambda q: q[1] - q[0])
     return Markdown(
         f"Times are medians of {c['rounds']} rounds of {c['steps']} steps of each method in turn, in the mean of its epochs' "
@@ -247,8 +244,8 @@ def cost() -> Markdown:
 
 def third_party() -> Markdown:
     """The metrics of the third-party ResNet-20, as tools/third_party.py measured them."""
-    measured = json.loads((ROOT / "data" / "third-party-resnet20.json").read_text())
-    row = {title: spread([measured["metrics"][metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
+    found = measured.read("third-party-resnet20")["metrics"]
+    row = {title: spread([found[metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
     return markdown(pd.DataFrame([{"Network": "STD, third party", **row}]))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from csglib import Problem, data, files, nets, runs
+from csglib import Problem, data, files, nets, provenance, runs
 from csglib.checkpoint import Checkpoint
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
@@ -68,7 +68,7 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
     state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers)
     history, gates, dirty = state.load()
 
-    code = runs.provenance(device)  # taken at the start: the files may change while this runs
+    code = provenance.here(device)  # taken at the start: the files may change while this runs
     if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
         code["dirty"] = True  # no one commit makes this run
     steps = len(dataset.train) // recipe.batch_size
@@ -216,7 +216,7 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
     seconds = sum(row["seconds"] for row in history)
     trained = sum(row["path"] != "skipped" for row in history)
     images = len(dataset.train) // recipe.batch_size * recipe.batch_size * trained
-    provenance = {
+    made = {
         "key": recipe.key,
         "seed": recipe.seed,
         "data_digest": dataset.digest,
@@ -226,7 +226,7 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
         "images_per_second": round(images / seconds, 1),
     }
     metrics = evaluate(runs.unpack(packed))
-    runs.finish(out, history, weights, packed, metrics, provenance | code)
+    runs.finish(out, history, weights, packed, metrics, made | code)
     return runs.read(out)
 
 

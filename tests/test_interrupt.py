@@ -14,7 +14,7 @@ import trainings
 from conftest import LONG, ROOT
 from safetensors.torch import load_file
 
-from csglib import Problem, files, nets, runs, train
+from csglib import Problem, files, nets, provenance, runs, train
 from csglib.runs import Recipe
 
 RECIPE = Recipe(dataset="tiny", net="small", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
@@ -234,14 +234,14 @@ def test_a_folder_that_was_finished_while_one_waited_for_it_is_not_taken(tmp_pat
 
 def test_a_run_of_two_commits_is_not_called_clean(stop_at, monkeypatch, tmp_path):
     made_by = {"commit": "a" * 40, "dirty": False, "versions": {}, "hardware": {"processor": None, "threads": 1, "gpu": None}}
-    monkeypatch.setattr(runs, "provenance", lambda _: dict(made_by))
+    monkeypatch.setattr(provenance, "here", lambda _: dict(made_by))
     stop_at(1, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.train(RECIPE, tmp_path / "out", "cpu")
     monkeypatch.undo()
-    monkeypatch.setattr(runs, "provenance", lambda _: made_by | {"commit": "b" * 40})
+    monkeypatch.setattr(provenance, "here", lambda _: made_by | {"commit": "b" * 40})
     assert train.train(RECIPE, tmp_path / "out", "cpu").provenance["dirty"] is True
-    monkeypatch.setattr(runs, "provenance", lambda _: dict(made_by))
+    monkeypatch.setattr(provenance, "here", lambda _: dict(made_by))
     assert train.train(dataclasses.replace(RECIPE, seed=1), tmp_path / "other", "cpu").provenance["dirty"] is False
 
 
