@@ -1,5 +1,6 @@
 """The pipeline in a copy of its own: killed it goes on, a planted number stops it, hostile names reach no shell and no page."""
 
+import dataclasses
 import json
 import os
 import random
@@ -47,9 +48,9 @@ def notebook(page: str) -> nbformat.NotebookNode:
 def copied(tmp_path) -> Path:
     """Code, Snakefile and sample; a book with one experiment, and a page of a few lines for each that has claims."""
     root = tmp_path / "book copy"  # with a space, which the shell must not see
-    for name in ("csglib", "tools", "data/cifar10-mini", "book/_static"):
+    for name in ("csglib", "tools", "data/cifar10-mini", "data/measured", "book/_static"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "_config.yml", "book/references.bib", "data/third-party-resnet20.json"):
+    for name in ("Snakefile", "_config.yml", "book/references.bib"):
         shutil.copy(ROOT / name, root / name)
     (root / "book/experiments.yml").write_text(yaml.safe_dump(EXPERIMENTS))
     (root / "book/index.md").write_text("# A book\n")
@@ -149,13 +150,17 @@ def quick(copied) -> Path:
     return Path(shutil.copytree(PUBLISHED / STD.name, copied / "data/runs" / STD.name))
 
 
+def sign_anew(folder: Path) -> None:
+    told = json.loads((folder / "provenance.json").read_text())
+    told["sha256"] = {name: data.digest(folder / name) for name in runs.FILES}
+    (folder / "provenance.json").write_text(json.dumps(told))
+
+
 def plant(folder: Path, sign: bool) -> None:
     path = folder / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.9999}))
     if sign:
-        told = json.loads((folder / "provenance.json").read_text())
-        told["sha256"]["metrics.json"] = data.digest(path)
-        (folder / "provenance.json").write_text(json.dumps(told))
+        sign_anew(folder)
 
 
 def test_a_number_edited_by_hand_stops_the_pipeline_before_it_starts_and_names_the_file(quick, copied):
@@ -172,6 +177,57 @@ def test_a_number_edited_with_its_digest_stops_it_too_and_no_book_is_built_witho
     code, out = finish(copied, "verify", "--config", "profile=quick")
     assert code != 0 and f"csglib: data/runs/{STD.name}/metrics.json says accuracy 0.9999, its readout gives 0.9" in out
     assert not list((copied / "build").rglob("verified/*"))
+
+
+@pytest.fixture
+def made(copied) -> Path:
+    """The copy with what `make book` needs; its .venv is this environment, ready, and none is ever made."""
+    (copied / "tests").mkdir()
+    for name in ("Makefile", "requirements.lock", "tests/requirements.lock"):
+        shutil.copy(ROOT / name, copied / name)
+    (copied / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if path.name != "ready":
+            (copied / ".venv" / path.name).symlink_to(path)
+    (copied / ".venv/ready").touch()
+    return copied
+
+
+def make_book(root: Path) -> str:
+    """What `make book` says when it fails, before a page is executed and with no book left."""
+    command = ["make", "book", "CORES=1", "PYTHON=false"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode != 0, done.stdout[-3000:]
+    assert not list((root / "build").rglob("*.ipynb")) and not (root / "build/html").exists()
+    return done.stdout
+
+
+def put_readout_of_another_run(folder: Path) -> None:
+    shutil.copy(PUBLISHED / dataclasses.replace(STD, seed=1).name / "readout.safetensors", folder)
+
+
+def edit_measured(copied: Path) -> None:
+    path = copied / "data/measured/detection.json"
+    path.write_text(path.read_text().replace('"turned": 1.0', '"turned": 0.5', 1))
+
+
+def test_make_book_refuses_a_metric_edited_by_hand_and_names_its_file(quick, made):
+    plant(quick, sign=False)
+    assert f"csglib: data/runs/{STD.name}/metrics.json was altered after the run" in make_book(made)
+
+
+def test_make_book_refuses_a_readout_of_another_run_and_names_its_file(quick, made):
+    put_readout_of_another_run(quick)
+    assert f"csglib: data/runs/{STD.name}/readout.safetensors was altered after the run" in make_book(made)
+    sign_anew(quick)
+    said = f"csglib: data/runs/{STD.name}/readout.safetensors is not of the weights in data/runs/{STD.name}/model.safetensors"
+    assert said in make_book(made)
+
+
+def test_make_book_refuses_a_measured_number_edited_by_hand_and_names_its_file(quick, made):
+    edit_measured(made)
+    assert "data/measured/detection.json was altered after its tool wrote it" in make_book(made)
 
 
 def test_a_second_pipeline_in_the_same_build_is_kept_out(copied):
