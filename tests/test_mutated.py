@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from csglib import Problem, data, experiments, nets, objects, runs, train
+from csglib import Problem, applications, data, experiments, measured, nets, objects, runs, tables, train
+from csglib.runs import PUBLISHED
 from csglib.verify import verify
 
 often = settings(
@@ -160,6 +161,38 @@ def test_a_run_folder_with_any_part_of_its_json_replaced(name, by, more, spare, 
     with refused_or_same("json"):
         found = open_and_use(folder)
         assert all(value == pytest.approx(small.metrics.get(name)) for name, value in found.metrics.items())
+
+
+@often
+@given(kind=st.sampled_from(sorted(measured.TOOLS)), by=JSON, edit=edits(), more=st.data())
+def test_a_measured_file_with_any_byte_changed_or_any_part_replaced_under_a_new_seal(kind, by, edit, more, tmp_path_factory):
+    folder, expected = tmp_path_factory.getbasetemp() / "measured", measured.read(kind)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{kind}.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured, "FOLDER", folder)
+        path.write_bytes(edit((ROOT / "data" / "measured" / path.name).read_bytes()))
+        with refused_or_same("measured file"):
+            assert measured.read(kind) == expected
+        values = replace_somewhere(expected, more.draw, by)
+        told = {"seal": measured.seal(values)} | values if isinstance(values, dict) else values
+        path.write_text(json.dumps(told))
+        with refused_or_same("measured file, sealed"):
+            show(kind, measured.read(kind))
+
+
+def show(kind: str, values: dict) -> None:
+    """What pages make of a file that was accepted."""
+    runs_ = {"a": [runs.read(PUBLISHED / name) for name in values if (PUBLISHED / name).exists()][:1]}
+    if kind == "step-cost":
+        tables.cost()
+    elif kind == "third-party-resnet20":
+        tables.third_party()
+    elif kind == "animals-trials":
+        applications.trials()
+    else:
+        for page in (applications.detection, applications.turned, applications.localisation, applications.filters_of_classes):
+            page(runs_)
 
 
 @st.composite
