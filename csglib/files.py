@@ -1,13 +1,17 @@
 """Files: read within bounds and checked, written whole or not at all, by one process at a time."""
 
 import errno
+import faulthandler
 import fcntl
 import json
+import multiprocessing
 import os
+import resource
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -75,6 +79,42 @@ def read_tensors(path: Path, remedy: str, limit: int) -> dict[str, Tensor]:
         return load(path.read_bytes())
     except (SafetensorError, KeyError) as error:  # KeyError: a number format that torch does not have
         raise Problem(f"{path} is damaged ({short(str(error))}): {remedy}") from None
+
+
+def apart(parse: Callable[[Path], Any], path: Path, remedy: str, seconds: float = 4, memory: int = 2048 * MIB) -> Any:
+    """parse(path) in a process of its own, for a parser that may crash on what it reads; bounded in time and, on Linux, memory.
+
+    scipy's of MATLAB files ends with a segmentation fault on some with a few bytes changed.
+    """
+    context = multiprocessing.get_context("fork")  # csglib is imported already, and no thread is needed there
+    ours, theirs = context.Pipe(duplex=False)
+
+    def work() -> None:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if (size := Path("/proc/self/statm")).exists():
+            limit = int(size.read_text().split()[0]) * resource.getpagesize() + memory
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            theirs.send((parse(path), None))
+        except Exception as error:
+            theirs.send((None, str(error) or type(error).__name__))
+
+    child = context.Process(target=work, daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which no lock is shared with
+        child.start()
+    theirs.close()
+    try:
+        value, error = ours.recv() if ours.poll(seconds) else (None, f"it takes more than {seconds:g} seconds")
+    except EOFError:
+        value, error = None, "its parser crashed"
+    finally:
+        child.kill()
+        child.join()
+    if error:
+        raise Problem(f"{path} cannot be read ({short(error)}): {remedy}")
+    return value
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -2,8 +2,11 @@
 
 import io
 import json
+import multiprocessing
+import os
 import resource
 import shutil
+import signal
 import struct
 import time
 from contextlib import contextmanager
@@ -17,8 +20,9 @@ from conftest import LONG, ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
-from csglib import Problem, applications, data, experiments, measured, nets, objects, runs, tables, train
+from csglib import Problem, applications, data, experiments, files, measured, nets, objects, runs, tables, train
 from csglib.runs import PUBLISHED
 from csglib.verify import verify
 
@@ -304,6 +308,43 @@ def read_birds(voc: Path) -> list:
 def test_a_voc_folder_with_any_byte_changed(name, edit, voc):
     with changed(voc / name, edit((voc / name).read_bytes())), refused_or_same("voc"):
         read_birds(voc)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> tuple[Path, list[bytes]]:
+    """Where PASCAL-Part's masks are read from, and files of them with and without compression."""
+    path, mask = tmp_path_factory.mktemp("parts") / "a.mat", np.eye(40, 60, dtype=np.uint8)
+    things = [{"mask": mask, "parts": [{"part_name": "head", "mask": mask}]}, {"mask": mask, "parts": []}]
+    whole = []
+    for compressed in (True, False):
+        savemat(path, {"anno": {"objects": things}}, do_compression=compressed)
+        whole.append(path.read_bytes())
+    return path, whole
+
+
+@often
+@given(compressed=st.booleans(), edit=edits())
+def test_a_file_of_masks_with_any_byte_changed(compressed, edit, parts):
+    path, whole = parts
+    path.write_bytes(edit(whole[compressed]))
+    with refused_or_same("masks"):
+        assert all(shape.mask.dtype == bool for shape in objects.read_mat(path))
+
+
+@pytest.mark.parametrize(
+    "parse, said",
+    [
+        (lambda path: os.kill(os.getpid(), signal.SIGSEGV), "its parser crashed"),
+        (lambda path: time.sleep(60), "it takes more than 0.5 seconds"),
+        (lambda path: len(bytearray(200 << 20)), "MemoryError"),
+    ],
+)
+def test_a_parser_that_crashes_hangs_or_takes_memory_costs_a_process_of_its_own(parse, said, tmp_path):
+    with pytest.raises(Problem, match=rf"a\.mat cannot be read \({said}\): mend it"):
+        files.apart(parse, tmp_path / "a.mat", "mend it", seconds=0.5, memory=100 << 20)
+    assert (
+        files.apart(lambda path: path.name, tmp_path / "a.mat", "mend it") == "a.mat" and not multiprocessing.active_children()
+    )
 
 
 SIDE = st.one_of(st.integers(), st.floats(), st.text(st.characters(exclude_characters="<&"), max_size=6))
