@@ -38,6 +38,8 @@ try:
         LOCK = files.lock(Path(BUILD))  # until this process ends
 except Problem as problem:
     sys.exit(f"csglib: {problem}")
+except OSError as error:
+    sys.exit(f"csglib: {error}: check that the path can be read and written, and give the same command again")
 
 CODE = [
     f"csglib/{name}.py"

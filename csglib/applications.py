@@ -18,7 +18,7 @@ from csglib import Problem, attacks, data, localize, measured, objects
 from csglib.claims import interval
 from csglib.figures import BLUE, GREY, ORANGE, styled
 from csglib.runs import Recipe, Run
-from csglib.tables import spread
+from csglib.tables import commit, spread
 from csglib.train import network
 
 NAMES = {"fgsm": "FGSM", "bim": "BIM", "mim": "MIM", "pgd": "PGD", "match": "adaptive"}
@@ -39,12 +39,20 @@ def unmeasured(kind: str) -> Markdown:
     return Markdown(f"Not measured for these runs yet: `python {measured.TOOLS[kind]}` does it.")
 
 
+def stamped(table: Markdown, kind: str, runs: dict[str, list[Run]]) -> Markdown:
+    """The table with a sentence on the code that measured it."""
+    commits = dict.fromkeys(commit(entry) for entries in found(kind, runs).values() for entry in entries)
+    told = f"\n\nMeasured by `{measured.TOOLS[kind]}` at commit {' / '.join(commits)}." if commits else ""
+    return Markdown(table.data + told)
+
+
 # Adversarial images
 
 
 def detection(runs: dict[str, list[Run]], size: int = 1000) -> Markdown:
     """The detector's error under each attack; mean and deviation over seeds."""
-    return by_attack(runs, lambda entry, attack: float(np.mean(v)) if (v := errors_of(entry, attack, size)) else None)
+    table = by_attack(runs, lambda entry, attack: float(np.mean(v)) if (v := errors_of(entry, attack, size)) else None)
+    return stamped(table, "detection", runs)
 
 
 def turned(runs: dict[str, list[Run]]) -> Markdown:
@@ -165,7 +173,7 @@ def localisation(runs: dict[str, list[Run]]) -> Markdown:
         guess = CHANCE.get((method, score))
         row = {name: spread([e["crops"][crop][method][score] for e in es], 3) for name, es in entries.items()}
         rows[title] = row | {"no network": f"{some[crop]['chance'][guess]:.3f}" if guess else "–"}
-    return grid(rows, "Score")
+    return stamped(grid(rows, "Score"), "localisation", runs)
 
 
 def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = objects.ANIMALS) -> Markdown:

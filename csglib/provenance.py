@@ -35,11 +35,16 @@ def here(device: torch.device) -> dict:
         "dirty": bool(status) if ours else None,
         "versions": versions,
         "hardware": {
-            "processor": re.sub(r"[^\w .,:;()@/+-]", " ", processor()),  # as formats.PLAIN will have it
+            "processor": plain(processor()),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "gpu": plain(torch.cuda.get_device_name(device)) if device.type == "cuda" else None,
         },
     }
+
+
+def plain(name: str) -> str:
+    """A name that the machine gives, as formats.PLAIN will have it: else a run would be refused when it is finished."""
+    return re.sub(r"[^\w .,:;()@/+-]", " ", name)[:100]
 
 
 def processor() -> str:

@@ -238,15 +238,15 @@ def cost() -> Markdown:
         f"Times are medians of {c['rounds']} rounds of {c['steps']} steps of each method in turn, in the mean of its epochs' "
         f"paths, relative to standard training in the same round, {c['milliseconds']['standard']:.0f} ms a step of "
         f"{c['batch_size']} images. The widest quartiles of a ratio are {low:.2f} and {high:.2f}. Measured on "
-        f"{c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}."
+        f"{c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}, at commit {commit(c)}."
     )
 
 
 def third_party() -> Markdown:
     """The metrics of the third-party ResNet-20, as tools/third_party.py measured them."""
-    found = measured.read("third-party-resnet20")["metrics"]
-    row = {title: spread([found[metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
-    return markdown(pd.DataFrame([{"Network": "STD, third party", **row}]))
+    found = measured.read("third-party-resnet20")
+    row = {title: spread([found["metrics"][metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
+    return markdown(pd.DataFrame([{"Network": "STD, third party" + (" (dirty)" if found["dirty"] else ""), **row}]))
 
 
 def trained(run: Run) -> Markdown:
@@ -262,9 +262,9 @@ def machine(run: Run) -> str:
     return hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
 
 
-def commit(run: Run, digits: int = 8) -> str:
-    p = run.provenance
-    return f"`{(p['commit'] or 'unknown')[:digits]}`" + (" (dirty)" if p["dirty"] else "")
+def commit(p: dict, digits: int = 8) -> str:
+    """Of what made a run or a measurement."""
+    return f"`{(p['commit'] or 'unknown')[:digits]}`" + (" (dirty)" if p.get("dirty") else "")
 
 
 def versions(run: Run) -> str:
@@ -290,7 +290,7 @@ def provenance(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
                     "Experiment": name,
                     "Seeds": ", ".join(link(run, str(run.recipe.seed)) if published else str(run.recipe.seed) for run in group),
                     "Recipe": recipe_words(group[0].recipe),
-                    "Commit": joined(commit, group),
+                    "Commit": joined(lambda run: commit(run.provenance), group),
                     "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
                     "Minutes a run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
                 }
@@ -329,7 +329,7 @@ def run_entry(run: Run) -> str:
         "Recipe": ", ".join(f"`{k} {v}`" for k, v in run.recipe.changed().items()) or "all defaults",
         "Key": f"`{p['key']}`",
         "Schedule": f"{schedule(run.recipe)}, seed {run.recipe.seed}",
-        "Commit": commit(run, 40),
+        "Commit": commit(p, 40),
         "Hardware": machine(run),
         "Versions": versions(run),
         "Data": f"`{run.recipe.dataset}`, digest `{p['data_digest'][:16]}`",

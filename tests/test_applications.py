@@ -46,6 +46,15 @@ def test_the_table_of_detection_shows_what_was_measured(kept, run):
     assert rows(applications.turned({"csg": [run], "std": []}))["FGSM"] == ["0.900", "–"]
 
 
+@pytest.mark.parametrize("dirty", [True, False])
+def test_changed_code_is_marked_on_the_page_with_the_commit_that_measured(kept, run, dirty):
+    entry = measured.read("detection")[run.recipe.name] | {"commit": "c" * 40, "dirty": dirty}
+    measured.write("detection", {run.recipe.name: entry})
+    last = applications.detection({"csg": [run], "std": []}).data.splitlines()[-1]
+    assert last == f"Measured by `tools/detection.py` at commit `cccccccc`{' (dirty)' * dirty}."
+    assert "Measured by `tools/localisation.py` at commit" in applications.localisation({"csg": [run]}).data
+
+
 def test_the_curves_have_a_marker_a_run_and_size_with_the_interval_of_its_splits(kept, run):
     figure = applications.detection_curves({"csg": [run], "std": []})
     assert plt.get_fignums() == []

@@ -262,6 +262,20 @@ def test_a_batch_file_with_any_byte_changed(name, edit, release):
         (release / name).write_bytes(before)
 
 
+def test_a_batch_file_larger_than_the_release_is_refused_before_it_is_read(release):
+    name = "data_batch_1.bin"
+    before = (release / name).read_bytes()
+    with (release / name).open("ab") as f:
+        f.truncate(1 << 40)  # sparse
+    started = time.monotonic()
+    try:
+        with pytest.raises(Problem, match="data_batch_1.bin differs from the official release"):
+            data.load("cifar10")
+        assert time.monotonic() - started < 1
+    finally:
+        (release / name).write_bytes(before)
+
+
 OBJECT = "<object><name>bird</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
 ANNOTATION = f"<?xml version='1.0'?><annotation>{OBJECT.format(11, 6, 30, 15)}</annotation>"
 LAUGHS = "".join(f'<!ENTITY l{i + 1} "{f"&l{i};" * 10}">' for i in range(9))

@@ -15,6 +15,7 @@ import nbformat
 import pytest
 import yaml
 from conftest import BIN, ROOT
+from papermill.translators import PythonTranslator
 
 from csglib import data, files, papers, runs
 from csglib.runs import PUBLISHED, Recipe
@@ -233,6 +234,16 @@ def test_a_second_pipeline_in_the_same_build_is_kept_out(copied):
     assert code != 0 and "csglib: another process is at work in build: wait" in out
 
 
+def test_a_build_that_cannot_be_written_stops_the_pipeline_with_one_sentence(copied):
+    (copied / "build").write_text("in the way")
+    code, out = finish(copied, "--config", "profile=quick")
+    assert code != 0 and "csglib: [Errno 17] File exists: 'build': check that" in out and "Traceback" not in out
+    command = [sys.executable, "tools/execute.py", "table1", "quick", "data/runs", "build/table1.ipynb"]
+    done = subprocess.run(command, cwd=copied, env=os.environ | {"PYTHONPATH": str(copied)}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("csglib: [Errno 17] File exists: 'build': check")
+    assert "Traceback" not in done.stderr
+
+
 HOSTILE = [
     "x; touch owned",
     "$(touch owned)",
@@ -254,6 +265,13 @@ def test_a_recipe_takes_no_name_that_a_shell_a_page_or_a_path_could_stumble_over
 
 def test_words_of_a_recipe_are_quoted_for_the_shell():
     assert "--thaw 'layer1, layer2' --" in Recipe(thaw="layer1, layer2", precision="float32").command
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, '"; import os  #', '\\"; x = 1  #', '"""'])
+def test_a_parameter_reaches_a_notebook_as_a_value_and_never_as_code(text):
+    names = {}
+    exec(PythonTranslator.codify({"x": text}), names)
+    assert names["x"] == text
 
 
 def test_a_hostile_net_in_the_experiments_file_stops_the_pipeline(copied):
