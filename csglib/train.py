@@ -65,10 +65,9 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
         gate.to(device)
     if m.optimiser is not None:
         optimisers.append(m.optimiser(recipe, gate))
-    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers)
-    history, gates, dirty = state.load()
-
     code = provenance.here(device)  # taken at the start: the files may change while this runs
+    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, dataset.digest, code["versions"])
+    history, gates, dirty = state.load()
     if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
         code["dirty"] = True  # no one commit makes this run
     steps = len(dataset.train) // recipe.batch_size
