@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import BIN, ROOT
 from papermill.translators import PythonTranslator
+from safetensors import safe_open
 
 from csglib import data, files, papers, runs
 from csglib.runs import PUBLISHED, Recipe
@@ -125,9 +126,19 @@ def same_as_uninterrupted(root: Path) -> None:
             assert path.read_bytes() == (root / "build" / path.relative_to(root / "whole")).read_bytes(), path
 
 
-def test_a_pipeline_killed_goes_on_and_ends_as_an_uninterrupted_one(copied):
-    targets = ["build/smoke/results.json"]
-    kill_pipeline(copied, 1, 12, 0, targets)
+def test_a_pipeline_killed_while_it_trains_goes_on_from_the_checkpoint_and_ends_as_an_uninterrupted_one(copied):
+    targets, build = ["build/smoke/results.json"], copied / "build"
+    with start(copied, *targets, "--config", "profile=smoke", "build=build") as process:
+        while not (saved := list(build.glob("runs/*.part/checkpoint.safetensors"))) and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    published_whole(build, [])
+    with safe_open(saved[0], "pt") as f:
+        history = json.loads(f.metadata()["history"])
+    code, out = finish(copied, *targets, "--config", "profile=smoke", "build=build")
+    assert code == 0, out[-3000:]
+    assert len(history) == 1 and runs.read(saved[0].parent.with_suffix("")).history[0] == history[0]  # with its seconds
     whole_pipeline(copied, targets)
     same_as_uninterrupted(copied)
 
@@ -139,6 +150,22 @@ def test_so_does_one_killed_twenty_times_to_the_whole_book(turn, copied):
     kill_pipeline(copied, 5, 45, turn, ["book"])
     whole_pipeline(copied, ["book"])
     same_as_uninterrupted(copied)
+
+
+def execute(copied: Path, out: str) -> str:
+    """The last line of what tools/execute.py says, which has no traceback."""
+    command = [sys.executable, "tools/execute.py", "table1", "quick", "data/runs", out]
+    done = subprocess.run(command, cwd=copied, env=os.environ | {"PYTHONPATH": str(copied)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_bad_input_found_by_a_page_is_told_in_one_sentence_with_its_name(copied):
+    page = notebook("table1")
+    page.cells[-1].source = "from csglib import Problem\nraise Problem('no such run: train it')"
+    nbformat.write(page, copied / "book/table1.ipynb")
+    assert execute(copied, "build/quick/table1.ipynb") == "csglib: table1: no such run: train it"
+    assert not (copied / "build/quick/table1.ipynb").exists()
 
 
 @pytest.fixture
@@ -238,10 +265,7 @@ def test_a_build_that_cannot_be_written_stops_the_pipeline_with_one_sentence(cop
     (copied / "build").write_text("in the way")
     code, out = finish(copied, "--config", "profile=quick")
     assert code != 0 and "csglib: [Errno 17] File exists: 'build': check that" in out and "Traceback" not in out
-    command = [sys.executable, "tools/execute.py", "table1", "quick", "data/runs", "build/table1.ipynb"]
-    done = subprocess.run(command, cwd=copied, env=os.environ | {"PYTHONPATH": str(copied)}, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("csglib: [Errno 17] File exists: 'build': check")
-    assert "Traceback" not in done.stderr
+    assert execute(copied, "build/table1.ipynb").startswith("csglib: [Errno 17] File exists: 'build': check")
 
 
 HOSTILE = [
