@@ -6,8 +6,9 @@
 # build    where everything generated goes; the runs of short and paper go to data/runs, beside the published ones
 #
 # Executed notebooks lie in a folder of their profile, so that a change of profile is a change of input.
-# Every run that exists and every measured file is opened, and so compared with its digests, before anything is made of it; `verify` recomputes each
-# once and marks it in build/verified under its name and a digest of its provenance, of what was measured and of the code.
+# Every run that exists and every measured file is opened, and so compared with its digests, before anything is made of it;
+# `verify` recomputes each run once and marks it in build/verified under its name and a digest of its provenance, of what was
+# measured and of the code.
 # The lock is our own: Snakemake's outlives a process that is killed, ours ends with it.  Killed, the same command goes on.
 
 import hashlib

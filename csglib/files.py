@@ -4,6 +4,7 @@ import errno
 import faulthandler
 import fcntl
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -36,7 +37,7 @@ def check_size(path: Path, limit: int, remedy: str) -> None:
 
 
 def read_json(path: Path, remedy: str, schema: dict | None = None, limit: int = 16 * MIB) -> dict:
-    """A JSON object that follows the schema; with a schema, NaN and infinities are refused too."""
+    """A JSON object that follows the schema; with a schema, NaN, infinities and whole numbers from 2^63 are refused too."""
     return parse_json(read_text(path, remedy, limit), path, remedy, schema)
 
 
@@ -50,7 +51,7 @@ def read_text(path: Path, remedy: str, limit: int = 16 * MIB) -> str:
 
 def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None) -> dict:
     try:
-        value = json.loads(text, parse_constant=refuse if schema else None)
+        value = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole) if schema else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Problem(f"{source} cannot be read ({error}): {remedy}") from None
     if not isinstance(value, dict):
@@ -64,7 +65,19 @@ def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None)
 
 
 def refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{short(constant, 20)} is no number to be expected")
+
+
+def finite(text: str) -> float:
+    """1e999 is a number of JSON, but none of a computer."""
+    value = float(text)
+    return value if math.isfinite(value) else refuse(text)
+
+
+def whole(text: str) -> int:
+    """No count here comes near 2^63, and what is larger fits into no tensor or float."""
+    value = int(text)
+    return value if abs(value) < 2**63 else refuse(text)
 
 
 def short(text: str, most: int = 120) -> str:
@@ -110,6 +123,7 @@ def apart(parse: Callable[[Path], Any], path: Path, remedy: str, seconds: float 
     except EOFError:
         value, error = None, "its parser crashed"
     finally:
+        ours.close()
         child.kill()
         child.join()
     if error:

@@ -259,10 +259,8 @@ def pick_device(name: str | None) -> torch.device:
 def settle_precision(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]:
     """The recipe with its precision named, and the reason, for print and provenance."""
     if device.type == "cuda":
-        native, why = (
-            torch.cuda.is_bf16_supported(including_emulation=False),
-            provenance.plain(torch.cuda.get_device_name(device)),
-        )
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = provenance.plain(torch.cuda.get_device_name(device))
     else:
         native, why = cpu_has_bfloat16(), "this processor"
     verdict = f"{why} {'computes' if native else 'does not compute'} bfloat16 natively"
