@@ -291,6 +291,28 @@ def test_a_run_of_another_format_is_refused(copied):
         runs.read(copied)
 
 
+def test_code_that_differs_from_its_commit_is_dirty_and_code_outside_of_a_clone_has_no_commit(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    def told() -> tuple:
+        here = provenance.here(torch.device("cpu"))
+        return here["commit"] and len(here["commit"]), here["dirty"]
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert told() == (None, None)
+    (tmp_path / "code.py").write_text("a = 1")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a")
+    assert told() == (40, False)
+    (tmp_path / "code.py").write_text("a = 2")
+    assert told() == (40, True)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "installed")
+    (tmp_path / "installed").mkdir()
+    assert told() == (None, None)
+
+
 @pytest.mark.parametrize("name", ["AMD <b>Epyc</b> `x`", "Graphics™ [7]", "x" * 500, "A\nB"])
 def test_a_machine_of_any_name_makes_a_provenance_that_is_accepted(name, monkeypatch):
     monkeypatch.setattr(provenance, "processor", lambda: name)
