@@ -8,10 +8,10 @@ from torch import Tensor
 from csglib import Problem
 from csglib.files import KIB, MIB
 
-LIMITS = {  # bytes; a ResNet-20 on CIFAR-10 takes 0.5 MiB of weights and 1.3 of readout
+LIMITS = {  # bytes, so that none takes 2 GB when it is opened; a ResNet-20 on CIFAR-10 has 0.5 MiB of weights, 1.3 of readout
     "recipe.json": 64 * KIB,
-    "history.jsonl": 16 * MIB,
-    "model.safetensors": 1024 * MIB,
+    "history.jsonl": MIB,
+    "model.safetensors": 480 * MIB,
     "readout.safetensors": 256 * MIB,
     "metrics.json": 64 * KIB,
     "provenance.json": 64 * KIB,

@@ -30,7 +30,7 @@ def verify(run: Run) -> None:
 
 def check_history(run: Run) -> None:
     path = run.path / "history.jsonl"
-    if [row["epoch"] for row in run.history] != list(range(run.recipe.epochs)):
+    if len(run.history) != run.recipe.epochs or any(row["epoch"] != i for i, row in enumerate(run.history)):
         raise Problem(f"{path} does not tell the {run.recipe.epochs} epochs of the recipe, one by one: {AGAIN}")
     m = train.method(run.recipe)
     for row in run.history:

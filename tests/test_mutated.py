@@ -8,6 +8,8 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,6 +235,38 @@ def test_a_file_larger_than_any_of_its_kind_is_refused_before_it_is_read(spare):
         with pytest.raises(Problem, match=f"{name} has 1,048,576.0 MiB, where at most"):
             runs.read(folder)
         assert time.monotonic() - started < 1
+
+
+MAKE = """
+import sys, torch
+from safetensors.torch import save_file
+N, K = 64_000, 2_000
+readout = {"features": torch.zeros(N, K, dtype=torch.uint16), "low": torch.zeros(K), "span": torch.ones(K)}
+readout |= {"labels": torch.zeros(N, dtype=torch.int16), "weight": torch.zeros(2, K), "bias": torch.zeros(2)}
+save_file(readout if "readout" in sys.argv[1] else {"w": torch.zeros(239, 1 << 20, dtype=torch.float16)}, sys.argv[1])
+"""
+OPEN = """
+import pathlib, resource, sys
+from csglib import formats, runs
+path = pathlib.Path(sys.argv[1])
+limit = formats.LIMITS[path.name]
+assert 0 < limit - path.stat().st_size < 16 << 20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if "readout" in path.name:
+    runs.unpack(formats.check_readout(runs.read_tensors(path, "", limit), path, ""))
+else:
+    runs.Run(path.parent, None, {}, {}).weights
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("name", ["readout.safetensors", "model.safetensors"])
+def test_the_largest_file_that_is_opened_takes_less_than_two_gigabytes(name, tmp_path):
+    for code in (MAKE, OPEN):
+        done = subprocess.run([sys.executable, "-c", code, tmp_path / name], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+    print(name, done.stdout)
+    assert 500 << 20 < int(done.stdout) < BYTES
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,14 @@ def test_a_history_of_another_training_is_refused(change, said, copied):
         verify(runs.read(copied))
 
 
+def test_a_recipe_of_endless_epochs_is_refused_before_they_are_counted(copied):
+    edit(copied / "recipe.json", epochs=10**15)
+    recipe = Recipe.from_dict(json.loads((copied / "recipe.json").read_text()), "")
+    sign(copied, key=recipe.key)
+    with pytest.raises(Problem, match=r"history\.jsonl does not tell the 1000000000000000 epochs"):
+        verify(runs.read(copied))
+
+
 def test_a_run_of_changed_code_says_so_on_its_pages(copied):
     from csglib import tables
 
