@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -312,6 +313,16 @@ def test_class_names_are_escaped_in_an_explorer(run):
     name = "<img src=x onerror=alert(1)>"
     view = {"numbers": [(name, name)], "table": {"head": [name], "rows": [[name, (name, 0.5)]]}}
     assert "<img" not in markup.render(view) and markup.render(view).count("&lt;img") == 5
+
+
+@pytest.mark.parametrize("name", ["<!--<script>", "</script><img src=x onerror=alert(1)>", "<b>"])
+def test_class_names_stay_values_in_an_explorers_data(name, run):
+    from csglib import explore
+
+    text = explore.sparsity({"CSG": (run, run.readout.gate)}, (name,) * 10, n=100).to_html()
+    assert name not in text and text.count("<script") == 2 == text.count("</script>")
+    (payload,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    assert json.loads(payload)["data"]["classes"] == [name] * 10
 
 
 # The policy of a page
