@@ -6,15 +6,16 @@
 # build    where everything generated goes; the runs of short and paper go to data/runs, beside the published ones
 #
 # Executed notebooks lie in a folder of their profile, so that a change of profile is a change of input.
-# Every run that exists is opened, and so compared with its digests, before anything is made of it; `verify` recomputes each
-# once and marks it in build/verified under its name and a digest of its provenance and the code.
+# Every run that exists and every measured file is opened, and so compared with its digests, before anything is made of it;
+# `verify` recomputes each run once and marks it in build/verified under its name and a digest of its provenance, of what was
+# measured and of the code.
 # The lock is our own: Snakemake's outlives a process that is killed, ours ends with it.  Killed, the same command goes on.
 
 import hashlib
 import sys
 from pathlib import Path
 
-from csglib import Problem, data, experiments, files, runs
+from csglib import Problem, data, experiments, files, measured, runs
 
 sys.path.insert(0, "tools")
 from execute import parameters
@@ -30,19 +31,27 @@ try:
     RECIPES = {r.name: r for page in PAGES for group in experiments.recipes(page, PROFILE).values() for r in group}
     for page in PAGES:
         parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
+    for kind in measured.TOOLS:
+        measured.read(kind)
     THERE = [name for name, recipe in RECIPES.items() if Path(RUNS, name).exists() and runs.published(recipe, Path(RUNS))]
     if workflow.is_main_process:
         Path(BUILD).mkdir(parents=True, exist_ok=True)
         LOCK = files.lock(Path(BUILD))  # until this process ends
 except Problem as problem:
     sys.exit(f"csglib: {problem}")
+except OSError as error:
+    sys.exit(f"csglib: {error}: check that the path can be read and written, and give the same command again")
 
-CODE = [f"csglib/{n}.py" for n in ("gate", "information", "metrics", "nets", "runs", "sweep", "templates", "train", "verify")]
+CODE = [
+    f"csglib/{name}.py"
+    for name in ("gate", "information", "measured", "metrics", "nets", "runs", "sweep", "templates", "train", "verify")
+]
+MEASURED = [str(p) for p in Path("data/measured").glob("*.json")]
 
 
 def mark(name):
-    """Where it is noted that this code has verified this run."""
-    seen = "".join(data.digest(Path(p)) for p in [f"{RUNS}/{name}/provenance.json", *CODE])
+    """Where it is noted that this code has verified this run and what was measured of it."""
+    seen = "".join(data.digest(Path(p)) for p in [f"{RUNS}/{name}/provenance.json", *sorted(MEASURED), *CODE])
     return f"{BUILD}/verified/{name}-{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
 
 
@@ -60,11 +69,11 @@ def wanted(recipe):
     return recipe.name in THERE or (TRAIN and data.present(recipe.dataset))
 
 
-MEASURED = [str(p) for p in (*Path("data").glob("*.json"), *Path("data/measured").glob("*.json"))]
 LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
 TRAINING = [
     f"csglib/{name}.py"
-    for name in ("gate", "nets", "data", "runs", "methods", "templates", "information", "sweep", "metrics", "train", "checkpoint")
+    for name in ("gate", "nets", "data", "runs", "methods", "templates", "loop", "distributed", "information", "sweep", "metrics")
+    + ("train", "checkpoint")
 ]
 
 for recipe in RECIPES.values():
@@ -133,6 +142,7 @@ if UNVERIFIED:
             UNVERIFIED.values(),
         params:
             folders=[f"{RUNS}/{name}" for name in UNVERIFIED],
+        priority: 1  # what is false stops the book before time is spent on it
         shell:
             "csglib verify {params.folders:q} && touch {output:q}"
 

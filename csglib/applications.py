@@ -3,7 +3,6 @@
 Numbers come from data/measured (measured.py), pictures from images that are there.
 """
 
-import json
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
@@ -19,11 +18,10 @@ from csglib import Problem, attacks, data, localize, measured, objects
 from csglib.claims import interval
 from csglib.figures import BLUE, GREY, ORANGE, styled
 from csglib.runs import Recipe, Run
-from csglib.tables import spread
+from csglib.tables import commit, spread
 from csglib.train import network
 
 NAMES = {"fgsm": "FGSM", "bim": "BIM", "mim": "MIM", "pgd": "PGD", "match": "adaptive"}
-TRIALS = measured.FOLDER / "animals-trials.json"  # as tools/trials.py wrote it
 
 
 def grid(cells: dict[str, dict[str, str]], corner: str) -> Markdown:
@@ -41,12 +39,20 @@ def unmeasured(kind: str) -> Markdown:
     return Markdown(f"Not measured for these runs yet: `python {measured.TOOLS[kind]}` does it.")
 
 
+def stamped(table: Markdown, kind: str, runs: dict[str, list[Run]]) -> Markdown:
+    """The table with a sentence on the code that measured it."""
+    commits = dict.fromkeys(commit(entry) for entries in found(kind, runs).values() for entry in entries)
+    told = f"\n\nMeasured by `{measured.TOOLS[kind]}` at commit {' / '.join(commits)}." if commits else ""
+    return Markdown(table.data + told)
+
+
 # Adversarial images
 
 
 def detection(runs: dict[str, list[Run]], size: int = 1000) -> Markdown:
     """The detector's error under each attack; mean and deviation over seeds."""
-    return by_attack(runs, lambda entry, attack: float(np.mean(v)) if (v := errors_of(entry, attack, size)) else None)
+    table = by_attack(runs, lambda entry, attack: float(np.mean(v)) if (v := errors_of(entry, attack, size)) else None)
+    return stamped(table, "detection", runs)
 
 
 def turned(runs: dict[str, list[Run]]) -> Markdown:
@@ -167,7 +173,7 @@ def localisation(runs: dict[str, list[Run]]) -> Markdown:
         guess = CHANCE.get((method, score))
         row = {name: spread([e["crops"][crop][method][score] for e in es], 3) for name, es in entries.items()}
         rows[title] = row | {"no network": f"{some[crop]['chance'][guess]:.3f}" if guess else "–"}
-    return grid(rows, "Score")
+    return stamped(grid(rows, "Score"), "localisation", runs)
 
 
 def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = objects.ANIMALS) -> Markdown:
@@ -195,11 +201,11 @@ def animals(runs: dict[str, list[Run]]) -> Markdown:
 
 def trials() -> Markdown:
     """What each value tried gave on the training photographs set apart."""
-    if not TRIALS.exists():
+    if not (kept := measured.read("animals-trials")):
         return Markdown("No trials have been kept: `python tools/trials.py` does it.")
     rows = []
-    for trial in json.loads(TRIALS.read_text()):
-        recipe = Recipe.from_dict(trial["recipe"], str(TRIALS))
+    for trial in kept["trials"]:
+        recipe = Recipe.from_dict(trial["recipe"], "data/measured/animals-trials.json")
         gated = trial["l1_density"] is not None
         layers = ", ".join(word.removeprefix("network._") for word in recipe.thaw.split(","))
         row = {"Method": recipe.method, "Layers that learn": layers, "`lr`": f"{recipe.lr:g}"}

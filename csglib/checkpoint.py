@@ -18,8 +18,10 @@ from csglib import Problem, files
 class Checkpoint:
     """All that a next epoch depends on, in one file that is replaced in one step."""
 
-    def __init__(self, path: Path, net: nn.Module, gate: nn.Module | None, optimisers: list[torch.optim.Optimizer]):
+    def __init__(self, path: Path, net: nn.Module, gate: nn.Module | None, optimisers: list, data: str, versions: dict):
+        """`data` is the digest of the images; those of another digest are refused.  `versions` are those of the libraries."""
         self.path, self.net, self.gate, self.optimisers = path, net, gate, optimisers
+        self.data, self.versions = data, json.dumps(versions)
 
     def modules(self) -> dict[str, nn.Module]:
         apart = self.gate is not None and self.gate not in self.net.modules()
@@ -34,13 +36,13 @@ class Checkpoint:
             tensors |= {f"optimiser.{i}.{k}": v for k, v in optimiser.state[p].items() if v is not None}
         tensors |= {f"gates.{t}": g for t, g in enumerate(gates)}
         tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
-        told = {"history": json.dumps(history), "dirty": json.dumps(dirty)}
+        told = {"history": json.dumps(history), "dirty": json.dumps(dirty), "data": self.data, "versions": self.versions}
         files.write(self.path, save(tensors, told | {"sha256": seal(tensors, told)}))
 
     def load(self) -> tuple[list[dict], list[Tensor], bool]:
         """Put the saved state back; returns the history and the gates so far, empty where nothing was saved.
 
-        And whether a part of it was trained with changed code.
+        And whether a part of it was trained with changed code, or with other versions of the libraries.
         """
         if not self.path.exists():
             return [], [], False
@@ -57,6 +59,11 @@ class Checkpoint:
             raise Problem(
                 f"{self.path} is damaged ({files.short(str(error))}): remove {self.path.parent} and train anew"
             ) from None
+        if told.get("data", self.data) != self.data:
+            raise Problem(
+                f"{self.path} was trained on other images than are there now: restore them, or remove {self.path.parent} "
+                "and train anew"
+            )
         for i, (optimiser, p) in enumerate(self.parameters()):
             for key in (k for k in tensors if k.startswith(f"optimiser.{i}.")):
                 value = tensors[key]
@@ -64,7 +71,8 @@ class Checkpoint:
                 optimiser.state[p][key.split(".", 2)[2]] = value
         device = next(self.net.parameters()).device
         count = sum(k.startswith("gates.") for k in tensors)
-        return history, [tensors[f"gates.{t}"].to(device) for t in range(count)], told.get("dirty") == "true"
+        dirty = told.get("dirty") == "true" or told.get("versions", self.versions) != self.versions
+        return history, [tensors[f"gates.{t}"].to(device) for t in range(count)], dirty
 
 
 def seal(tensors: dict[str, Tensor], told: dict[str, str]) -> str:

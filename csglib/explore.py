@@ -65,7 +65,7 @@ class Explorer:
     def to_html(self) -> str:
         shared = {name: value for name, value in self.data.items() if name != "sprite"}  # stands in the style already
         spec = {"kind": self.kind, "data": {name: packed(value) for name, value in shared.items()}}
-        payload = json.dumps(spec).replace("</", "<\\/")
+        payload = json.dumps(spec).replace("<", "\\u003c")  # no tag, and no comment that would hide the end of the script
         uid = "csg-" + hashlib.sha256((self.title + payload).encode()).hexdigest()[:10]
         controls = "".join(control_html(uid, control) for control in self.controls)
         text = (

@@ -1,13 +1,18 @@
 """Files: read within bounds and checked, written whole or not at all, by one process at a time."""
 
 import errno
+import faulthandler
 import fcntl
 import json
+import math
+import multiprocessing
 import os
+import resource
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -32,7 +37,7 @@ def check_size(path: Path, limit: int, remedy: str) -> None:
 
 
 def read_json(path: Path, remedy: str, schema: dict | None = None, limit: int = 16 * MIB) -> dict:
-    """A JSON object that follows the schema; with a schema, NaN and infinities are refused too."""
+    """A JSON object that follows the schema; with a schema, NaN, infinities and whole numbers from 2^63 are refused too."""
     return parse_json(read_text(path, remedy, limit), path, remedy, schema)
 
 
@@ -46,7 +51,7 @@ def read_text(path: Path, remedy: str, limit: int = 16 * MIB) -> str:
 
 def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None) -> dict:
     try:
-        value = json.loads(text, parse_constant=refuse if schema else None)
+        value = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole) if schema else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Problem(f"{source} cannot be read ({error}): {remedy}") from None
     if not isinstance(value, dict):
@@ -60,7 +65,19 @@ def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None)
 
 
 def refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{short(constant, 20)} is no number to be expected")
+
+
+def finite(text: str) -> float:
+    """1e999 is a number of JSON, but none of a computer."""
+    value = float(text)
+    return value if math.isfinite(value) else refuse(text)
+
+
+def whole(text: str) -> int:
+    """No count here comes near 2^63, and what is larger fits into no tensor or float."""
+    value = int(text)
+    return value if abs(value) < 2**63 else refuse(text)
 
 
 def short(text: str, most: int = 120) -> str:
@@ -75,6 +92,43 @@ def read_tensors(path: Path, remedy: str, limit: int) -> dict[str, Tensor]:
         return load(path.read_bytes())
     except (SafetensorError, KeyError) as error:  # KeyError: a number format that torch does not have
         raise Problem(f"{path} is damaged ({short(str(error))}): {remedy}") from None
+
+
+def apart(parse: Callable[[Path], Any], path: Path, remedy: str, seconds: float = 4, memory: int = 2048 * MIB) -> Any:
+    """parse(path) in a process of its own, for a parser that may crash on what it reads; bounded in time and, on Linux, memory.
+
+    scipy's of MATLAB files ends with a segmentation fault on some with a few bytes changed.
+    """
+    context = multiprocessing.get_context("fork")  # csglib is imported already, and no thread is needed there
+    ours, theirs = context.Pipe(duplex=False)
+
+    def work() -> None:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if (size := Path("/proc/self/statm")).exists():
+            limit = int(size.read_text().split()[0]) * resource.getpagesize() + memory
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            theirs.send((parse(path), None))
+        except Exception as error:
+            theirs.send((None, str(error) or type(error).__name__))
+
+    child = context.Process(target=work, daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which no lock is shared with
+        child.start()
+    theirs.close()
+    try:
+        value, error = ours.recv() if ours.poll(seconds) else (None, f"it takes more than {seconds:g} seconds")
+    except EOFError:
+        value, error = None, "its parser crashed"
+    finally:
+        ours.close()
+        child.kill()
+        child.join()
+    if error:
+        raise Problem(f"{path} cannot be read ({short(error)}): {remedy}")
+    return value
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -1,4 +1,4 @@
-"""What the files of a run folder must look like to be believed: sizes, JSON schemas, shapes."""
+"""What the files of a run, and of what tools measured, must look like to be believed: sizes, JSON schemas, shapes."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from csglib import Problem
 from csglib.files import KIB, MIB
 
-LIMITS = {  # bytes; a ResNet-20 on CIFAR-10 takes 0.5 MiB of weights and 1.3 of readout
+LIMITS = {  # bytes, so that none takes 2 GB when it is opened; a ResNet-20 on CIFAR-10 has 0.5 MiB of weights, 1.3 of readout
     "recipe.json": 64 * KIB,
-    "history.jsonl": 16 * MIB,
-    "model.safetensors": 1024 * MIB,
+    "history.jsonl": MIB,
+    "model.safetensors": 480 * MIB,
     "readout.safetensors": 256 * MIB,
     "metrics.json": 64 * KIB,
     "provenance.json": 64 * KIB,
@@ -23,6 +23,8 @@ COMMIT = {"type": ["string", "null"], "pattern": r"^([0-9a-f]{40}|[0-9a-f]{64})\
 SHA256 = {"type": "string", "pattern": r"^[0-9a-f]{64}\Z"}
 COUNT = {"type": "number", "minimum": 0}
 SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+WHOLE = {"type": "integer", "minimum": 1}
+DIRTY = {"type": ["boolean", "null"]}
 
 
 def record(properties: dict, optional: tuple[str, ...] = (), rest: dict | bool = True) -> dict:
@@ -30,6 +32,8 @@ def record(properties: dict, optional: tuple[str, ...] = (), rest: dict | bool =
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": rest}
 
 
+HARDWARE = record({"processor": PLAIN, "threads": WHOLE, "gpu": PLAIN}, rest=PLAIN)
+VERSIONS = {"type": "object", "additionalProperties": PLAIN}
 PROVENANCE = record(
     {
         "key": {"type": "string", "pattern": r"^[0-9a-f]{12}\Z"},
@@ -40,9 +44,9 @@ PROVENANCE = record(
         "train_seconds": COUNT,
         "images_per_second": COUNT,
         "commit": COMMIT,
-        "dirty": {"type": ["boolean", "null"]},
-        "versions": {"type": "object", "additionalProperties": PLAIN},
-        "hardware": record({"processor": PLAIN, "threads": {"type": "integer", "minimum": 1}, "gpu": PLAIN}, rest=PLAIN),
+        "dirty": DIRTY,
+        "versions": VERSIONS,
+        "hardware": HARDWARE,
         "precision_reason": PLAIN,
         "format": {"type": "integer"},
         "sha256": record(dict.fromkeys([name for name in LIMITS if name != "provenance.json"], SHA256)),
@@ -65,6 +69,67 @@ ROW = record(
     optional=("commit",),
     rest={"type": ["number", "null"]},
 )
+
+# What tools measured, by the name of its file in data/measured; each has a seal over its other values (measured.py).
+
+PART = {"type": "number", "minimum": 0, "maximum": 1}
+RECIPE = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+STAMP = {"model": SHA256, "commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}  # of which weights, by which code, on what
+
+
+def every(schema: dict) -> dict:
+    return {"type": "object", "additionalProperties": schema}
+
+
+def sealed(properties: dict | None = None, optional: tuple[str, ...] = (), rest: dict | bool = False) -> dict:
+    return record({"seal": SHA256} | (properties or {}), optional, rest)
+
+
+def only(*shares: str, **others: dict) -> dict:
+    """Shares of these names, the others, and nothing else."""
+    return record(dict.fromkeys(shares, PART) | others, rest=False)
+
+
+SPLITS = {"type": "array", "items": PART, "minItems": 1}
+ERRORS = every(SPLITS) | {"propertyNames": {"pattern": r"^[0-9]{1,6}\Z"}}  # by the size of the training set
+ATTACK = only("turned", used={"type": "integer", "minimum": 0}, errors=ERRORS)
+ATTACKS = only(**dict.fromkeys(("fgsm", "bim", "mim", "pgd", "match"), ATTACK))
+CAM = only("iou", "ap30", "box_accuracy", "max_box_accuracy")
+MEMBERS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 6, "maxItems": 6}  # filters of each animal
+FILTERS = only("iou", "ap30", "zero_thresholds", filters=MEMBERS)
+CROPS = {
+    "dataset": PLAIN,
+    "objects": WHOLE,
+    "against": {"enum": ["masks", "boxes"]},
+    "chance": only("middle_iou", "whole_iou", "box_accuracy"),
+    "cam": CAM,
+}
+TIGHT = CROPS | {"activation": FILTERS, "firing": FILTERS, "gradient": only("iou", "ap20", objects=WHOLE)}
+TRIAL = record({"recipe": RECIPE, "commit": COMMIT} | {n: METRICS["properties"][n] for n in ("accuracy", "mis", "l1_density")})
+MEASURED = {
+    "detection": sealed(rest=only("accuracy", **STAMP, images=WHOLE, attacks=ATTACKS)),
+    "localisation": sealed(rest=only(**STAMP, crops=only(tight=only(**TIGHT), wide=only(**CROPS)))),
+    "animals-trials": sealed({"trials": {"type": "array", "items": TRIAL}}),
+    "step-cost": sealed(
+        {"milliseconds": record({"standard": COUNT}, rest=COUNT), "ratio": every(COUNT)}
+        | {"quartiles": every({"type": "array", "items": COUNT, "minItems": 2, "maxItems": 2})}
+        | {"rounds": WHOLE, "steps": WHOLE, "batch_size": WHOLE, "precision": PLAIN}
+        | {"hardware": HARDWARE, "commit": COMMIT, "dirty": DIRTY},
+        optional=("dirty",),
+    ),
+    "third-party-resnet20": sealed(
+        {"source": PLAIN, "sha256": SHA256, "data_digest": SHA256, "metrics": METRICS}
+        | {"commit": COMMIT, "dirty": DIRTY, "versions": VERSIONS, "hardware": HARDWARE}
+    ),
+}
+
+SPEED = record(
+    {"name": PLAIN, "unit": PLAIN, "against": PLAIN, "value": {"type": ["number", "null"]}, "detail": {"type": "object"}}
+    | {"spread": {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}}
+    | {"hardware": {"anyOf": [HARDWARE, {"type": "null"}]}},
+    rest=False,
+)
+MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
 
 READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
     "features": (torch.uint16, "NK"),

@@ -1,29 +1,59 @@
-"""What a readout cannot tell of a run because it takes images: measured once by a tool, kept in data/measured/KIND.json.
+"""What pages tell that no readout can: measured once by a tool, kept in data/measured/KIND.json.
 
-Each entry stands under the run's name and carries the sha256 of the weights that were measured, the commit and the hardware.
+Each file follows its schema (formats.py) and carries a seal, the sha256 of its other values, so that a number changed by hand
+is refused.  What was measured of a run stands under its name with the sha256 of the weights, the commit and the hardware;
+verify.py compares it with the run's readout.
 """
 
+import hashlib
 import json
 
 import torch
 
-from csglib import Problem, runs
+from csglib import Problem, files, formats, provenance
 from csglib.data import ROOT
 from csglib.runs import Run
 
 FOLDER = ROOT / "data" / "measured"
-TOOLS = {"detection": "tools/detection.py", "localisation": "tools/localisation.py"}
+TOOLS = {
+    "detection": "tools/detection.py",
+    "localisation": "tools/localisation.py",
+    "animals-trials": "tools/trials.py FOLDER",
+    "speed": "tools/bench.py",
+    "step-cost": "tools/step_cost.py",
+    "third-party-resnet20": "tools/third_party.py PATH",
+}
+OF_RUNS = ("detection", "localisation")  # with an entry a run
 
 
-def read(kind: str) -> dict[str, dict]:
+def read(kind: str) -> dict:
+    """The values of a file without their seal; empty where nothing was measured."""
     path = FOLDER / f"{kind}.json"
-    return runs.read_json(path, f"restore it with git, or remove it and run `python {TOOLS[kind]}`") if path.exists() else {}
+    if not path.exists():
+        return {}
+    remedy = f"restore it with git, or remove it and run `python {TOOLS[kind]}`"
+    values = files.read_json(path, remedy, formats.MEASURED[kind])
+    if values.pop("seal", None) != seal(values):
+        raise Problem(f"{path} was altered after its tool wrote it (its seal differs): {remedy}")
+    return values
+
+
+def write(kind: str, values: dict) -> None:
+    path, values = FOLDER / f"{kind}.json", json.loads(json.dumps(values))  # as it will be read: every key a string
+    text = json.dumps({"seal": seal(values)} | values, indent=1) + "\n"
+    files.parse_json(text, path, "correct the tool", formats.MEASURED[kind])
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    files.write(path, text)
+
+
+def seal(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def of(kind: str, run: Run) -> dict | None:
     """What was measured of this run, None if nothing; refuses what was measured of other weights under its name."""
     entry = read(kind).get(run.recipe.name)
-    if entry is not None and entry.get("model") != weights(run):
+    if entry is not None and entry["model"] != weights(run):
         raise Problem(
             f"data/measured/{kind}.json has {run.recipe.name} with other weights than its folder: run `python {TOOLS[kind]}`"
         )
@@ -32,11 +62,9 @@ def of(kind: str, run: Run) -> dict | None:
 
 def keep(kind: str, run: Run, found: dict) -> None:
     """Put what was found into the file, in place of an older entry of the run."""
-    here = runs.provenance(torch.device("cpu"))
+    here = provenance.here(torch.device("cpu"))
     stamp = {"model": weights(run)} | {name: here[name] for name in ("commit", "dirty", "hardware")}
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    everything = read(kind) | {run.recipe.name: stamp | found}
-    runs.write(FOLDER / f"{kind}.json", json.dumps(dict(sorted(everything.items())), indent=1) + "\n")
+    write(kind, dict(sorted((read(kind) | {run.recipe.name: stamp | found}).items())))
 
 
 def weights(run: Run) -> str:

@@ -7,6 +7,7 @@ parts from PASCAL-Part's Annotations_Part/NAME.mat, else those of objects from V
 
 import os
 import re
+import tarfile
 import tempfile
 import warnings
 import xml.etree.ElementTree as ET
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from csglib import Problem
-from csglib.files import MIB, check_size, read_text
+from csglib.files import MIB, apart, check_size, read_text
 
 ANIMALS = ("bird", "cat", "cow", "dog", "horse", "sheep")
 PIXELS = 50_000_000  # of a photograph: 150 MB in memory
@@ -201,18 +202,19 @@ def read_shapes(folder: Path, picture: Image.Image, name: str) -> list[Shape]:
 def read_mat(path: Path) -> list[Shape]:
     """PASCAL-Part's masks: anno.objects, each with its mask and its parts, each with part_name and mask."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     def several(value) -> list[dict]:  # one alone is no list
         return [value] if isinstance(value, dict) else list(value)
 
-    try:
+    def parse(path: Path) -> list[Shape]:
         return [
             Shape(np.asarray(thing["mask"]) > 0, {p["part_name"]: np.asarray(p["mask"]) > 0 for p in several(thing["parts"])})
             for thing in several(loadmat(path, simplify_cells=True)["anno"]["objects"])
         ]
-    except (OSError, KeyError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError) as error:
-        raise Problem(f"{path} is no annotation of PASCAL-Part ({error}): restore it, or remove it") from None
+
+    remedy = "restore it, or remove it"
+    check_size(path, MIB, remedy)  # the largest masks compress to some KB
+    return apart(parse, path, remedy)
 
 
 def best_shape(shapes: list[Shape], box: Box) -> Shape | None:
@@ -271,12 +273,16 @@ def get_voc(year: str = "2010", root: Path | None = None) -> Path:
         return target
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as tmp:
+        before = vars(tarfile.TarFile)["extraction_filter"]
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
         try:
-            VOCDetection(tmp, year, "trainval", download=True)  # checks the archive's md5
-        except (OSError, RuntimeError) as error:
+            VOCDetection(tmp, year, "trainval", download=True)  # checks the archive's md5; the filter keeps it in its folder
+        except (OSError, RuntimeError, tarfile.TarError) as error:
             raise Problem(
                 f"could not download PASCAL VOC {year} ({error}): try again, or unpack its VOCdevkit into {target} by hand"
             ) from None
+        finally:
+            tarfile.TarFile.extraction_filter = before
         for archive in Path(tmp).glob("*.tar"):
             archive.unlink()
         os.rename(tmp, target)

@@ -9,14 +9,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import re
 import shlex
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -301,9 +298,12 @@ def pack(readout: Readout) -> dict[str, Tensor]:
 
 def unpack(stored: dict[str, Tensor]) -> Readout:
     stored = dict(stored)
-    low, span = stored.pop("low"), stored.pop("span")
-    q = stored.pop("features").to(torch.float64) / 65535
-    return Readout(features=(low + span * q * q).float(), **(stored | {"labels": stored["labels"].long()}))
+    low, span, packed = stored.pop("low"), stored.pop("span"), stored.pop("features")
+    features = torch.empty(packed.shape)
+    for i in range(0, len(packed), 4096):  # in float64, which takes four times the room, never all at once
+        q = packed[i : i + 4096].to(torch.float64) / 65535
+        features[i : i + 4096] = low + span * q * q
+    return Readout(features=features, **(stored | {"labels": stored["labels"].long()}))
 
 
 def published(recipe: Recipe, folder: Path = PUBLISHED) -> Run:
@@ -315,44 +315,3 @@ def published(recipe: Recipe, folder: Path = PUBLISHED) -> Run:
     if run.recipe != recipe:
         raise Problem(f"{path} holds another recipe than its name says: remove it and run `{recipe.command}`")
     return run
-
-
-def provenance(device: torch.device) -> dict:
-    """Which code, libraries and hardware make a run."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    versions = {"python": platform.python_version()}
-    for name in ("csglib", "torch", "torchvision", "numpy", "safetensors"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    top = git("rev-parse", "--show-toplevel")
-    ours = top is not None and Path(top).resolve() == ROOT  # not a repository around an installed copy
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": git("rev-parse", "HEAD") if ours else None,
-        "dirty": bool(status) if ours else None,
-        "versions": versions,
-        "hardware": {
-            "processor": re.sub(r"[^\w .,:;()@/+-]", " ", processor()),  # as formats.PLAIN will have it
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        },
-    }
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

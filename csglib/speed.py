@@ -5,11 +5,9 @@ import json
 import pandas as pd
 from IPython.display import Markdown
 
-from csglib.files import read_json
-from csglib.measured import FOLDER
+from csglib import measured
 from csglib.tables import markdown
 
-PLACE = FOLDER / "speed.json"
 WHAT = {
     "cpu_train": "CPU training, images a second, ten epochs with their start",
     "csg_step": "A gated step of CSG on a CPU",
@@ -25,7 +23,7 @@ WHAT = {
 
 
 def rows() -> list[dict]:
-    return read_json(PLACE, "restore it with git, or run `make bench`") if PLACE.exists() else []
+    return measured.read("speed").get("rows", [])
 
 
 def table() -> Markdown:

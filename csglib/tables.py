@@ -1,6 +1,5 @@
 """Tables and sentences that pages show.  Each function takes runs and returns Markdown."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -8,13 +7,11 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from csglib import claims, metrics
+from csglib import claims, measured, metrics
 from csglib.claims import schedule
-from csglib.data import ROOT
 from csglib.gate import sharpness
 from csglib.runs import Recipe, Run
 
-COST = ROOT / "data" / "step-cost.json"  # as tools/step_cost.py measured it
 METRICS = {  # what a table calls each number of metrics.json
     "accuracy": "Accuracy",
     "mis": "MIS, nats",
@@ -217,7 +214,7 @@ def methods(runs: dict[str, list[Run]]) -> Markdown:
 
     Two tables, as wide as a page: accuracy and information, then clusters and cost.
     """
-    cost = json.loads(COST.read_text())["ratio"] if COST.exists() else {}
+    cost = measured.read("step-cost").get("ratio", {})
     stored = {"Accuracy": "accuracy", "MIS, nats": "mis", "MIS / H(1/C)": "mis_normalised", "Null": "mis_null"}
     first, second = [], []
     for name, group in runs.items():
@@ -233,23 +230,23 @@ def methods(runs: dict[str, list[Run]]) -> Markdown:
 
 def cost() -> Markdown:
     """One sentence on how the times of a step were measured."""
-    if not COST.exists():
+    c = measured.read("step-cost")
+    if not c:
         return Markdown("The time of a step has not been measured yet: `python tools/step_cost.py` does it.")
-    c = json.loads(COST.read_text())
     low, high = max(c["quartiles"].values(), key=lambda q: q[1] - q[0])
     return Markdown(
         f"Times are medians of {c['rounds']} rounds of {c['steps']} steps of each method in turn, in the mean of its epochs' "
         f"paths, relative to standard training in the same round, {c['milliseconds']['standard']:.0f} ms a step of "
         f"{c['batch_size']} images. The widest quartiles of a ratio are {low:.2f} and {high:.2f}. Measured on "
-        f"{c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}."
+        f"{c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}, at commit {commit(c)}."
     )
 
 
 def third_party() -> Markdown:
     """The metrics of the third-party ResNet-20, as tools/third_party.py measured them."""
-    measured = json.loads((ROOT / "data" / "third-party-resnet20.json").read_text())
-    row = {title: spread([measured["metrics"][metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
-    return markdown(pd.DataFrame([{"Network": "STD, third party", **row}]))
+    found = measured.read("third-party-resnet20")
+    row = {title: spread([found["metrics"][metric]]) for metric, title in METRICS.items() if metric != "l1_density"}
+    return markdown(pd.DataFrame([{"Network": "STD, third party" + (" (dirty)" if found["dirty"] else ""), **row}]))
 
 
 def trained(run: Run) -> Markdown:
@@ -265,9 +262,9 @@ def machine(run: Run) -> str:
     return hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
 
 
-def commit(run: Run, digits: int = 8) -> str:
-    p = run.provenance
-    return f"`{(p['commit'] or 'unknown')[:digits]}`" + (" (dirty)" if p["dirty"] else "")
+def commit(p: dict, digits: int = 8) -> str:
+    """Of what made a run or a measurement."""
+    return f"`{(p['commit'] or 'unknown')[:digits]}`" + (" (dirty)" if p.get("dirty") else "")
 
 
 def versions(run: Run) -> str:
@@ -293,7 +290,7 @@ def provenance(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
                     "Experiment": name,
                     "Seeds": ", ".join(link(run, str(run.recipe.seed)) if published else str(run.recipe.seed) for run in group),
                     "Recipe": recipe_words(group[0].recipe),
-                    "Commit": joined(commit, group),
+                    "Commit": joined(lambda run: commit(run.provenance), group),
                     "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
                     "Minutes a run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
                 }
@@ -332,7 +329,7 @@ def run_entry(run: Run) -> str:
         "Recipe": ", ".join(f"`{k} {v}`" for k, v in run.recipe.changed().items()) or "all defaults",
         "Key": f"`{p['key']}`",
         "Schedule": f"{schedule(run.recipe)}, seed {run.recipe.seed}",
-        "Commit": commit(run, 40),
+        "Commit": commit(p, 40),
         "Hardware": machine(run),
         "Versions": versions(run),
         "Data": f"`{run.recipe.dataset}`, digest `{p['data_digest'][:16]}`",

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from csglib import Problem, data, distributed, files, nets, runs
+from csglib import Problem, data, distributed, files, nets, provenance, runs
 from csglib.checkpoint import Checkpoint
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
@@ -113,12 +113,11 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
         gate.to(device)
     if m.optimiser is not None:
         optimisers.append(m.optimiser(recipe, gate, on_gpu=device.type == "cuda"))
-    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers)
+    code = provenance.here(device)  # taken at the start: the files may change while this runs
+    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, dataset.digest, code["versions"])
     history, gates, dirty = state.load()
     loop = Loop(recipe, m, net, gate, optimisers, dataset.train)
     leads = distributed.rank() == 0
-
-    code = runs.provenance(device)  # taken at the start: the files may change while this runs
     if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
         code["dirty"] = True  # no one commit makes this run
     steps = len(dataset.train) // recipe.batch_size
@@ -228,7 +227,7 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
     seconds = sum(row["seconds"] for row in history)
     trained = sum(row["path"] != "skipped" for row in history)
     images = len(dataset.train) // recipe.batch_size * recipe.batch_size * trained
-    provenance = {
+    made = {
         "key": recipe.key,
         "seed": recipe.seed,
         "data_digest": dataset.digest,
@@ -238,7 +237,7 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
         "images_per_second": round(images / seconds, 1),
     }
     metrics = evaluate(runs.unpack(packed))
-    runs.finish(out, history, weights, packed, metrics, provenance | code)
+    runs.finish(out, history, weights, packed, metrics, made | code)
 
 
 def weights_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -258,7 +257,8 @@ def pick_device(name: str | None) -> torch.device:
 def settle_precision(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]:
     """The recipe with its precision named, and the reason, for print and provenance."""
     if device.type == "cuda":
-        native, why = torch.cuda.is_bf16_supported(including_emulation=False), f"{torch.cuda.get_device_name(device)}"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = provenance.plain(torch.cuda.get_device_name(device))
     else:
         native, why = cpu_has_bfloat16(), "this processor"
     verdict = f"{why} {'computes' if native else 'does not compute'} bfloat16 natively"

@@ -1,5 +1,4 @@
 import copy
-import json
 
 import pytest
 import torch
@@ -8,12 +7,17 @@ from matplotlib import pyplot as plt
 from csglib import Problem, applications, data, measured, objects
 from csglib.runs import Recipe
 
-CROP = {
+WIDE = {
+    "dataset": "zoo",
+    "objects": 20,
+    "against": "boxes",
     "cam": {"iou": 0.4, "ap30": 0.7, "box_accuracy": 0.6, "max_box_accuracy": 0.65},
-    "activation": {"iou": 0.3, "ap30": 0.5, "zero_thresholds": 0.25},
-    "firing": {"iou": 0.2, "ap30": 0.1, "filters": [1, 2, 3, 4, 5, 6]},
-    "gradient": {"iou": 0.5, "ap20": 0.9},
     "chance": {"middle_iou": 0.35, "whole_iou": 0.55, "box_accuracy": 0.8},
+}
+TIGHT = WIDE | {
+    "activation": {"iou": 0.3, "ap30": 0.5, "zero_thresholds": 0.25, "filters": [0, 0, 0, 0, 0, 21]},
+    "firing": {"iou": 0.2, "ap30": 0.1, "zero_thresholds": 0.0, "filters": [1, 2, 3, 4, 5, 6]},
+    "gradient": {"iou": 0.5, "ap20": 0.9, "objects": 10},
 }
 
 
@@ -24,8 +28,8 @@ def kept(tmp_path, monkeypatch, run):
     errors = {"500": [0.30, 0.32, 0.28, 0.31, 0.29], "1000": [0.2, 0.2, 0.2, 0.2, 0.2]}
     attacks = {name: {"turned": 0.9, "used": 700, "errors": copy.deepcopy(errors)} for name in applications.NAMES}
     attacks["fgsm"]["errors"].pop("1000")  # it turned too few
-    measured.keep("detection", run, {"attacks": attacks})
-    measured.keep("localisation", run, {"crops": {"tight": CROP, "wide": CROP}})
+    measured.keep("detection", run, {"images": 1000, "accuracy": 0.8, "attacks": attacks})
+    measured.keep("localisation", run, {"crops": {"tight": TIGHT, "wide": WIDE}})
     return tmp_path
 
 
@@ -42,6 +46,15 @@ def test_the_table_of_detection_shows_what_was_measured(kept, run):
     assert rows(applications.turned({"csg": [run], "std": []}))["FGSM"] == ["0.900", "–"]
 
 
+@pytest.mark.parametrize("dirty", [True, False])
+def test_changed_code_is_marked_on_the_page_with_the_commit_that_measured(kept, run, dirty):
+    entry = measured.read("detection")[run.recipe.name] | {"commit": "c" * 40, "dirty": dirty}
+    measured.write("detection", {run.recipe.name: entry})
+    last = applications.detection({"csg": [run], "std": []}).data.splitlines()[-1]
+    assert last == f"Measured by `tools/detection.py` at commit `cccccccc`{' (dirty)' * dirty}."
+    assert "Measured by `tools/localisation.py` at commit" in applications.localisation({"csg": [run]}).data
+
+
 def test_the_curves_have_a_marker_a_run_and_size_with_the_interval_of_its_splits(kept, run):
     figure = applications.detection_curves({"csg": [run], "std": []})
     assert plt.get_fignums() == []
@@ -54,7 +67,6 @@ def test_the_curves_have_a_marker_a_run_and_size_with_the_interval_of_its_splits
 
 def test_without_measurements_pages_say_which_tool_makes_them(tmp_path, monkeypatch, run):
     monkeypatch.setattr(measured, "FOLDER", tmp_path / "none")
-    monkeypatch.setattr(applications, "TRIALS", tmp_path / "none" / "trials.json")
     runs = {"csg": [run], "std": []}
     for shown in (applications.detection(runs), applications.turned(runs), applications.detection_curves(runs)):
         assert "python tools/detection.py" in shown.data
@@ -74,11 +86,11 @@ def test_the_table_of_scores_stands_beside_a_guess_without_a_network(kept, run):
 
 
 def test_trials_show_their_recipes(tmp_path, monkeypatch):
-    path = tmp_path / "trials.json"
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
     recipe = {"method": "standard", "lr": 0.03, "thaw": "network._blocks.15,network._bn1"}
-    trial = {"recipe": recipe, "accuracy": 0.8, "mis": 0.05, "l1_density": None}
-    path.write_text(json.dumps([trial, trial | {"recipe": recipe | {"method": "csg", "gate_lr": 1.0}, "l1_density": 0.2}]))
-    monkeypatch.setattr(applications, "TRIALS", path)
+    trial = {"recipe": recipe, "commit": None, "accuracy": 0.8, "mis": 0.05, "l1_density": None}
+    csg = trial | {"recipe": recipe | {"method": "csg", "gate_lr": 1.0}, "l1_density": 0.2}
+    measured.write("animals-trials", {"trials": [trial, csg]})
     table = rows(applications.trials())
     assert table["standard"] == ["blocks.15, bn1", "0.03", "–", "–", "0.800", "0.0500", "–"]
     assert table["csg"] == ["blocks.15, bn1", "0.03", "1", "0.005", "0.800", "0.0500", "0.200"]

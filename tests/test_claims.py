@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 from fractions import Fraction
@@ -241,25 +242,26 @@ MEASURED = [
 
 def detection(fgsm: float, pgd: float) -> dict:
     errors = {"fgsm": fgsm, "bim": pgd, "mim": pgd, "pgd": pgd, "match": 0.5}
-    return {"attacks": {name: {"errors": {"500": [e, e + 0.02], "1000": [e - 0.01, e - 0.01]}} for name, e in errors.items()}}
+    sizes = {name: {"500": [e, e + 0.02], "1000": [e - 0.01, e - 0.01]} for name, e in errors.items()}
+    attacks = {name: {"turned": 0.9, "used": 900, "errors": of_size} for name, of_size in sizes.items()}
+    return {"images": 1000, "accuracy": 1.0, "attacks": attacks}
 
 
 def test_a_statistic_of_a_tool_is_read_from_its_file_and_only_for_the_weights_that_were_measured(run, tmp_path, monkeypatch):
+    tight = copy.deepcopy(next(iter(measured.read("localisation").values())))["crops"]["tight"]
     monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
-    crop = {
-        "cam": {"iou": 0.3, "box_accuracy": 0.7},
-        "activation": {"iou": 0.2},
-        "firing": {"iou": 0.1},
-        "gradient": {"iou": 0.4},
-    }
+    for kind, iou in {"cam": 0.3, "activation": 0.2, "firing": 0.1, "gradient": 0.4}.items():
+        tight[kind]["iou"] = iou
     measured.keep("detection", run, detection(0.1, 0.3))
-    measured.keep("localisation", run, {"crops": {"tight": crop, "wide": {"cam": {"box_accuracy": 0.6}}}})
+    wide = {name: tight[name] for name in ("dataset", "objects", "against", "chance")}
+    wide["cam"] = tight["cam"] | {"box_accuracy": 0.6}
+    measured.keep("localisation", run, {"crops": {"tight": tight, "wide": wide}})
     found = {name: claims.STATISTICS[name](run) for name in MEASURED}
     expected = {"detection": 0.25, "detection_fgsm": 0.1, "detection_bim": 0.3, "detection_mim": 0.3, "detection_pgd": 0.3}
     expected |= {"detection_match": 0.5, "cam_iou": 0.3, "activation_iou": 0.2, "firing_iou": 0.1}
     assert found == pytest.approx(expected | {"gradient_iou": 0.4, "box_accuracy": 0.6})
     path = tmp_path / "measured" / "detection.json"
-    path.write_text(path.read_text().replace(measured.weights(run), "0" * 64))
+    measured.write("detection", {run.recipe.name: measured.read("detection")[run.recipe.name] | {"model": "0" * 64}})
     with pytest.raises(Problem, match="with other weights than its folder: run `python tools/detection.py`"):
         claims.STATISTICS["detection"](run)
     path.write_text("[")

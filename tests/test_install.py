@@ -55,3 +55,19 @@ for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "paper
 import csglib.train, csglib.metrics, csglib.claims, csglib.experiments
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_workflows_may_only_read_and_pin_what_they_use_by_a_release():
+    workflows = {p.name: yaml.safe_load(p.read_text()) for p in (ROOT / ".github" / "workflows").glob("*.yml")}
+    assert {"audit.yml", "tests.yml"} <= set(workflows)
+    for name, workflow in workflows.items():
+        assert workflow["permissions"] == {"contents": "read"}, name
+        for step in (step for job in workflow["jobs"].values() for step in job["steps"]):
+            assert re.fullmatch(r"[\w./-]+@v\d+\.\d+\.\d+", step.get("uses", "a@v1.0.0")), (name, step)
+            if "checkout" in step.get("uses", ""):
+                assert step["with"]["persist-credentials"] is False, name
+    audited = [
+        step["run"] for step in workflows["audit.yml"]["jobs"]["pip-audit"]["steps"] if "pip-audit -" in step.get("run", "")
+    ]
+    assert [command.split()[-1] for command in audited] == ["requirements.lock", "tests/requirements.lock"]
+    assert "github.event_name == 'schedule' && '1'" in (ROOT / ".github/workflows/tests.yml").read_text()  # the long form

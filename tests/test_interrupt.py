@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 import trainings
 from conftest import LONG, ROOT
 from safetensors.torch import load_file
 
-from csglib import Problem, files, nets, runs, train
+from csglib import Problem, data, files, nets, provenance, runs, train
 from csglib.runs import Recipe
 
 RECIPE = Recipe(dataset="tiny", net="small", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
@@ -234,15 +235,38 @@ def test_a_folder_that_was_finished_while_one_waited_for_it_is_not_taken(tmp_pat
 
 def test_a_run_of_two_commits_is_not_called_clean(stop_at, monkeypatch, tmp_path):
     made_by = {"commit": "a" * 40, "dirty": False, "versions": {}, "hardware": {"processor": None, "threads": 1, "gpu": None}}
-    monkeypatch.setattr(runs, "provenance", lambda _: dict(made_by))
+    monkeypatch.setattr(provenance, "here", lambda _: dict(made_by))
     stop_at(1, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.train(RECIPE, tmp_path / "out", "cpu")
     monkeypatch.undo()
-    monkeypatch.setattr(runs, "provenance", lambda _: made_by | {"commit": "b" * 40})
+    monkeypatch.setattr(provenance, "here", lambda _: made_by | {"commit": "b" * 40})
     assert train.train(RECIPE, tmp_path / "out", "cpu").provenance["dirty"] is True
-    monkeypatch.setattr(runs, "provenance", lambda _: dict(made_by))
+    monkeypatch.setattr(provenance, "here", lambda _: dict(made_by))
     assert train.train(dataclasses.replace(RECIPE, seed=1), tmp_path / "other", "cpu").provenance["dirty"] is False
+
+
+def test_a_run_of_two_versions_of_a_library_is_not_called_clean(stop_at, monkeypatch, tmp_path):
+    here = provenance.here(torch.device("cpu")) | {"dirty": False}
+    monkeypatch.setattr(provenance, "here", lambda _: dict(here))
+    stop_at(1, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(RECIPE, tmp_path / "out", "cpu")
+    monkeypatch.undo()
+    monkeypatch.setattr(provenance, "here", lambda _: here | {"versions": here["versions"] | {"torch": "0.1"}})
+    assert train.train(RECIPE, tmp_path / "out", "cpu").provenance["dirty"] is True
+
+
+def test_a_run_is_not_resumed_on_other_images(stop_at, monkeypatch, tmp_path):
+    stop_at(1, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(RECIPE, tmp_path / "out", "cpu")
+    monkeypatch.undo()
+    other = dataclasses.replace(data.load("tiny"), digest="f" * 64)
+    monkeypatch.setitem(data.DATASETS, "tiny", lambda: other)
+    with pytest.raises(Problem, match="was trained on other images than are there now: restore them"):
+        train.train(RECIPE, tmp_path / "out", "cpu")
+    assert sorted(p.name for p in (tmp_path / "out.part").iterdir()) == ["checkpoint.safetensors", "recipe.json"]
 
 
 def test_a_training_loss_out_of_all_bounds_stops_a_run_as_nan_does(stop_at, monkeypatch, tmp_path):

@@ -2,9 +2,14 @@
 
 import io
 import json
+import multiprocessing
+import os
 import resource
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +22,10 @@ from conftest import LONG, ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
-from csglib import Problem, data, experiments, nets, objects, runs, train
+from csglib import Problem, applications, data, experiments, files, measured, nets, objects, runs, tables, train
+from csglib.runs import PUBLISHED
 from csglib.verify import verify
 
 often = settings(
@@ -162,6 +169,38 @@ def test_a_run_folder_with_any_part_of_its_json_replaced(name, by, more, spare, 
         assert all(value == pytest.approx(small.metrics.get(name)) for name, value in found.metrics.items())
 
 
+@often
+@given(kind=st.sampled_from(sorted(measured.TOOLS)), by=JSON, edit=edits(), more=st.data())
+def test_a_measured_file_with_any_byte_changed_or_any_part_replaced_under_a_new_seal(kind, by, edit, more, tmp_path_factory):
+    folder, expected = tmp_path_factory.getbasetemp() / "measured", measured.read(kind)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{kind}.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured, "FOLDER", folder)
+        path.write_bytes(edit((ROOT / "data" / "measured" / path.name).read_bytes()))
+        with refused_or_same("measured file"):
+            assert measured.read(kind) == expected
+        values = replace_somewhere(expected, more.draw, by)
+        told = {"seal": measured.seal(values)} | values if isinstance(values, dict) else values
+        path.write_text(json.dumps(told))
+        with refused_or_same("measured file, sealed"):
+            show(kind, measured.read(kind))
+
+
+def show(kind: str, values: dict) -> None:
+    """What pages make of a file that was accepted."""
+    runs_ = {"a": [runs.read(PUBLISHED / name) for name in values if (PUBLISHED / name).exists()][:1]}
+    if kind == "step-cost":
+        tables.cost()
+    elif kind == "third-party-resnet20":
+        tables.third_party()
+    elif kind == "animals-trials":
+        applications.trials()
+    else:
+        for page in (applications.detection, applications.turned, applications.localisation, applications.filters_of_classes):
+            page(runs_)
+
+
 @st.composite
 def headers(draw):
     """A safetensors header with one part of it replaced, under any length."""
@@ -198,6 +237,38 @@ def test_a_file_larger_than_any_of_its_kind_is_refused_before_it_is_read(spare):
         assert time.monotonic() - started < 1
 
 
+MAKE = """
+import sys, torch
+from safetensors.torch import save_file
+N, K = 64_000, 2_000
+readout = {"features": torch.zeros(N, K, dtype=torch.uint16), "low": torch.zeros(K), "span": torch.ones(K)}
+readout |= {"labels": torch.zeros(N, dtype=torch.int16), "weight": torch.zeros(2, K), "bias": torch.zeros(2)}
+save_file(readout if "readout" in sys.argv[1] else {"w": torch.zeros(239, 1 << 20, dtype=torch.float16)}, sys.argv[1])
+"""
+OPEN = """
+import pathlib, resource, sys
+from csglib import formats, runs
+path = pathlib.Path(sys.argv[1])
+limit = formats.LIMITS[path.name]
+assert 0 < limit - path.stat().st_size < 16 << 20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if "readout" in path.name:
+    runs.unpack(formats.check_readout(runs.read_tensors(path, "", limit), path, ""))
+else:
+    runs.Run(path.parent, None, {}, {}).weights
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize("name", ["readout.safetensors", "model.safetensors"])
+def test_the_largest_file_that_is_opened_takes_less_than_two_gigabytes(name, tmp_path):
+    for code in (MAKE, OPEN):
+        done = subprocess.run([sys.executable, "-c", code, tmp_path / name], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+    print(name, done.stdout)
+    assert 500 << 20 < int(done.stdout) < BYTES
+
+
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     """Six batch files of three images that csglib takes for the official ones."""
@@ -221,6 +292,20 @@ def test_a_batch_file_with_any_byte_changed(name, edit, release):
         with refused_or_same("batch file"):
             data.load("cifar10")
             assert after == before
+    finally:
+        (release / name).write_bytes(before)
+
+
+def test_a_batch_file_larger_than_the_release_is_refused_before_it_is_read(release):
+    name = "data_batch_1.bin"
+    before = (release / name).read_bytes()
+    with (release / name).open("ab") as f:
+        f.truncate(1 << 40)  # sparse
+    started = time.monotonic()
+    try:
+        with pytest.raises(Problem, match="data_batch_1.bin differs from the official release"):
+            data.load("cifar10")
+        assert time.monotonic() - started < 1
     finally:
         (release / name).write_bytes(before)
 
@@ -271,6 +356,43 @@ def read_birds(voc: Path) -> list:
 def test_a_voc_folder_with_any_byte_changed(name, edit, voc):
     with changed(voc / name, edit((voc / name).read_bytes())), refused_or_same("voc"):
         read_birds(voc)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> tuple[Path, list[bytes]]:
+    """Where PASCAL-Part's masks are read from, and files of them with and without compression."""
+    path, mask = tmp_path_factory.mktemp("parts") / "a.mat", np.eye(40, 60, dtype=np.uint8)
+    things = [{"mask": mask, "parts": [{"part_name": "head", "mask": mask}]}, {"mask": mask, "parts": []}]
+    whole = []
+    for compressed in (True, False):
+        savemat(path, {"anno": {"objects": things}}, do_compression=compressed)
+        whole.append(path.read_bytes())
+    return path, whole
+
+
+@often
+@given(compressed=st.booleans(), edit=edits())
+def test_a_file_of_masks_with_any_byte_changed(compressed, edit, parts):
+    path, whole = parts
+    path.write_bytes(edit(whole[compressed]))
+    with refused_or_same("masks"):
+        assert all(shape.mask.dtype == bool for shape in objects.read_mat(path))
+
+
+@pytest.mark.parametrize(
+    "parse, said",
+    [
+        (lambda path: os.kill(os.getpid(), signal.SIGSEGV), "its parser crashed"),
+        (lambda path: time.sleep(60), "it takes more than 0.5 seconds"),
+        (lambda path: len(bytearray(200 << 20)), "MemoryError"),
+    ],
+)
+def test_a_parser_that_crashes_hangs_or_takes_memory_costs_a_process_of_its_own(parse, said, tmp_path):
+    with pytest.raises(Problem, match=rf"a\.mat cannot be read \({said}\): mend it"):
+        files.apart(parse, tmp_path / "a.mat", "mend it", seconds=0.5, memory=100 << 20)
+    assert (
+        files.apart(lambda path: path.name, tmp_path / "a.mat", "mend it") == "a.mat" and not multiprocessing.active_children()
+    )
 
 
 SIDE = st.one_of(st.integers(), st.floats(), st.text(st.characters(exclude_characters="<&"), max_size=6))

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import http.server
+import io
 import shutil
 import tarfile
 import threading
@@ -196,7 +197,7 @@ def test_the_masks_and_parts_of_pascal_part_are_read(voc, count):
 
 
 @pytest.mark.parametrize(
-    "name, words", [("SegmentationObject/a.png", "does not decode"), ("Annotations_Part/a.mat", "no annotation")]
+    "name, words", [("SegmentationObject/a.png", "does not decode"), ("Annotations_Part/a.mat", "cannot be read")]
 )
 def test_a_broken_mask_is_named(voc, name, words):
     path = voc / "VOCdevkit" / "VOC2012" / name
@@ -249,6 +250,23 @@ def test_voc_is_downloaded_checked_and_appears_whole_or_not_at_all(archive, tmp_
     assert len(objects.read_voc(root / "voc2010", "train", classes=("bird",))) == 2
     archive.unlink()
     assert csglib("data", "get", "voc2010")[0] == 0  # what is there is kept
+
+
+def test_an_archive_of_photographs_that_would_write_outside_its_folder_is_stopped(
+    archive, tmp_path_factory, monkeypatch, csglib
+):
+    from torchvision.datasets import voc as listed
+
+    root = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("CSGLIB_DATA", str(root / "raw"))
+    with tarfile.open(archive, "a") as tar:
+        member = tarfile.TarInfo("../../escaped.txt")
+        member.size = 7
+        tar.addfile(member, io.BytesIO(b"escaped"))
+    monkeypatch.setitem(listed.DATASET_YEAR_DICT["2010"], "md5", data.digest(archive, "md5"))
+    code, _, err = csglib("data", "get", "voc2010")
+    assert code == 2 and "could not download PASCAL VOC 2010" in err and "outside the destination" in err
+    assert not list(root.rglob("escaped.txt")) and not list((root / "raw").iterdir())
 
 
 # The paper's own recipe

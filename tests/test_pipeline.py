@@ -1,8 +1,10 @@
 """The pipeline in a copy of its own: killed it goes on, a planted number stops it, hostile names reach no shell and no page."""
 
+import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,8 @@ import nbformat
 import pytest
 import yaml
 from conftest import BIN, ROOT
+from papermill.translators import PythonTranslator
+from safetensors import safe_open
 
 from csglib import data, files, papers, runs
 from csglib.runs import PUBLISHED, Recipe
@@ -47,9 +51,9 @@ def notebook(page: str) -> nbformat.NotebookNode:
 def copied(tmp_path) -> Path:
     """Code, Snakefile and sample; a book with one experiment, and a page of a few lines for each that has claims."""
     root = tmp_path / "book copy"  # with a space, which the shell must not see
-    for name in ("csglib", "tools", "data/cifar10-mini", "book/_static"):
+    for name in ("csglib", "tools", "data/cifar10-mini", "data/measured", "book/_static"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "_config.yml", "book/references.bib", "data/third-party-resnet20.json"):
+    for name in ("Snakefile", "_config.yml", "book/references.bib"):
         shutil.copy(ROOT / name, root / name)
     (root / "book/experiments.yml").write_text(yaml.safe_dump(EXPERIMENTS))
     (root / "book/index.md").write_text("# A book\n")
@@ -93,10 +97,10 @@ def published_whole(build: Path, pages: list[str]) -> None:
         assert {p.name for p in (build / "html").glob("*.html")} >= {f"{page}.html" for page in pages}
 
 
-def kill_pipeline(root: Path, kills: int, longest: float, seed: int, targets: list[str]) -> int:
+def kill_pipeline(root: Path, kills: int, longest: float, seed: int, targets: list[str]) -> None:
     rng, killed = random.Random(seed), 0
     words = ["--config", "profile=smoke", "build=build"]
-    for _ in range(kills):
+    while killed < kills:
         with start(root, *targets, *words) as process:
             time.sleep(rng.uniform(1, longest))
             if process.poll() is None:
@@ -109,7 +113,6 @@ def kill_pipeline(root: Path, kills: int, longest: float, seed: int, targets: li
     code, out = finish(root, *targets, *words)
     assert code == 0, out[-3000:]
     published_whole(root / "build", list(EXPERIMENTS["pages"]))
-    return killed
 
 
 def whole_pipeline(root: Path, targets: list[str]) -> None:
@@ -124,23 +127,46 @@ def same_as_uninterrupted(root: Path) -> None:
             assert path.read_bytes() == (root / "build" / path.relative_to(root / "whole")).read_bytes(), path
 
 
-def test_a_pipeline_killed_goes_on_and_ends_as_an_uninterrupted_one(copied):
-    targets = ["build/smoke/results.json"]
-    assert kill_pipeline(copied, 1, 12, 0, targets) == 1
+def test_a_pipeline_killed_while_it_trains_goes_on_from_the_checkpoint_and_ends_as_an_uninterrupted_one(copied):
+    targets, build = ["build/smoke/results.json"], copied / "build"
+    with start(copied, *targets, "--config", "profile=smoke", "build=build") as process:
+        while not (saved := list(build.glob("runs/*.part/checkpoint.safetensors"))) and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    published_whole(build, [])
+    with safe_open(saved[0], "pt") as f:
+        history = json.loads(f.metadata()["history"])
+    code, out = finish(copied, *targets, "--config", "profile=smoke", "build=build")
+    assert code == 0, out[-3000:]
+    assert len(history) == 1 and runs.read(saved[0].parent.with_suffix("")).history[0] == history[0]  # with its seconds
     whole_pipeline(copied, targets)
     same_as_uninterrupted(copied)
 
 
 @pytest.mark.long
-def test_so_does_one_killed_twenty_times_to_the_whole_book(copied):
-    killed = rounds = 0
-    while killed < 20:
-        killed += kill_pipeline(copied, min(5, 20 - killed), 45, rounds, ["book"])
-        rounds += 1
-        if killed < 20:
-            shutil.rmtree(copied / "build")
+@pytest.mark.parametrize("turn", range(4))
+def test_so_does_one_killed_twenty_times_to_the_whole_book(turn, copied):
+    """Five times in each turn, so that a turn can be repeated alone."""
+    kill_pipeline(copied, 5, 45, turn, ["book"])
     whole_pipeline(copied, ["book"])
     same_as_uninterrupted(copied)
+
+
+def execute(copied: Path, out: str) -> str:
+    """The last line of what tools/execute.py says, which has no traceback."""
+    command = [sys.executable, "tools/execute.py", "table1", "quick", "data/runs", out]
+    done = subprocess.run(command, cwd=copied, env=os.environ | {"PYTHONPATH": str(copied)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_bad_input_found_by_a_page_is_told_in_one_sentence_with_its_name(copied):
+    page = notebook("table1")
+    page.cells[-1].source = "from csglib import Problem\nraise Problem('no such run: train it')"
+    nbformat.write(page, copied / "book/table1.ipynb")
+    assert execute(copied, "build/quick/table1.ipynb") == "csglib: table1: no such run: train it"
+    assert not (copied / "build/quick/table1.ipynb").exists()
 
 
 @pytest.fixture
@@ -149,13 +175,17 @@ def quick(copied) -> Path:
     return Path(shutil.copytree(PUBLISHED / STD.name, copied / "data/runs" / STD.name))
 
 
+def sign_anew(folder: Path) -> None:
+    told = json.loads((folder / "provenance.json").read_text())
+    told["sha256"] = {name: data.digest(folder / name) for name in runs.FILES}
+    (folder / "provenance.json").write_text(json.dumps(told))
+
+
 def plant(folder: Path, sign: bool) -> None:
     path = folder / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.9999}))
     if sign:
-        told = json.loads((folder / "provenance.json").read_text())
-        told["sha256"]["metrics.json"] = data.digest(path)
-        (folder / "provenance.json").write_text(json.dumps(told))
+        sign_anew(folder)
 
 
 def test_a_number_edited_by_hand_stops_the_pipeline_before_it_starts_and_names_the_file(quick, copied):
@@ -174,11 +204,69 @@ def test_a_number_edited_with_its_digest_stops_it_too_and_no_book_is_built_witho
     assert not list((copied / "build").rglob("verified/*"))
 
 
+@pytest.fixture
+def made(copied) -> Path:
+    """The copy with what `make book` needs; its .venv is this environment, ready, and none is ever made."""
+    (copied / "tests").mkdir()
+    for name in ("Makefile", "requirements.lock", "tests/requirements.lock"):
+        shutil.copy(ROOT / name, copied / name)
+    (copied / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if path.name != "ready":
+            (copied / ".venv" / path.name).symlink_to(path)
+    (copied / ".venv/ready").touch()
+    return copied
+
+
+def make_book(root: Path) -> str:
+    """What `make book` says when it fails, before a page is executed and with no book left."""
+    command = ["make", "book", "CORES=1", "PYTHON=false"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode != 0, done.stdout[-3000:]
+    assert not list((root / "build").rglob("*.ipynb")) and not (root / "build/html").exists()
+    return done.stdout
+
+
+def put_readout_of_another_run(folder: Path) -> None:
+    shutil.copy(PUBLISHED / dataclasses.replace(STD, seed=1).name / "readout.safetensors", folder)
+
+
+def edit_measured(copied: Path) -> None:
+    path = copied / "data/measured/detection.json"
+    path.write_text(path.read_text().replace('"turned": 1.0', '"turned": 0.5', 1))
+
+
+def test_make_book_refuses_a_metric_edited_by_hand_and_names_its_file(quick, made):
+    plant(quick, sign=False)
+    assert f"csglib: data/runs/{STD.name}/metrics.json was altered after the run" in make_book(made)
+
+
+def test_make_book_refuses_a_readout_of_another_run_and_names_its_file(quick, made):
+    put_readout_of_another_run(quick)
+    assert f"csglib: data/runs/{STD.name}/readout.safetensors was altered after the run" in make_book(made)
+    sign_anew(quick)
+    said = f"csglib: data/runs/{STD.name}/readout.safetensors is not of the weights in data/runs/{STD.name}/model.safetensors"
+    assert said in make_book(made)
+
+
+def test_make_book_refuses_a_measured_number_edited_by_hand_and_names_its_file(quick, made):
+    edit_measured(made)
+    assert "data/measured/detection.json was altered after its tool wrote it" in make_book(made)
+
+
 def test_a_second_pipeline_in_the_same_build_is_kept_out(copied):
     (copied / "build").mkdir()
     with files.locked(copied / "build"):
         code, out = finish(copied, "--config", "profile=quick")
     assert code != 0 and "csglib: another process is at work in build: wait" in out
+
+
+def test_a_build_that_cannot_be_written_stops_the_pipeline_with_one_sentence(copied):
+    (copied / "build").write_text("in the way")
+    code, out = finish(copied, "--config", "profile=quick")
+    assert code != 0 and "csglib: [Errno 17] File exists: 'build': check that" in out and "Traceback" not in out
+    assert execute(copied, "build/table1.ipynb").startswith("csglib: [Errno 17] File exists: 'build': check")
 
 
 HOSTILE = [
@@ -204,6 +292,13 @@ def test_words_of_a_recipe_are_quoted_for_the_shell():
     assert "--thaw 'layer1, layer2' --" in Recipe(thaw="layer1, layer2", precision="float32").command
 
 
+@pytest.mark.parametrize("text", [*HOSTILE, '"; import os  #', '\\"; x = 1  #', '"""'])
+def test_a_parameter_reaches_a_notebook_as_a_value_and_never_as_code(text):
+    names = {}
+    exec(PythonTranslator.codify({"x": text}), names)
+    assert names["x"] == text
+
+
 def test_a_hostile_net_in_the_experiments_file_stops_the_pipeline(copied):
     table = EXPERIMENTS | {"experiments": {"std": {"method": "standard", "net": "x; touch owned #"}}}
     (copied / "book/experiments.yml").write_text(yaml.safe_dump(table))
@@ -218,6 +313,16 @@ def test_class_names_are_escaped_in_an_explorer(run):
     name = "<img src=x onerror=alert(1)>"
     view = {"numbers": [(name, name)], "table": {"head": [name], "rows": [[name, (name, 0.5)]]}}
     assert "<img" not in markup.render(view) and markup.render(view).count("&lt;img") == 5
+
+
+@pytest.mark.parametrize("name", ["<!--<script>", "</script><img src=x onerror=alert(1)>", "<b>"])
+def test_class_names_stay_values_in_an_explorers_data(name, run):
+    from csglib import explore
+
+    text = explore.sparsity({"CSG": (run, run.readout.gate)}, (name,) * 10, n=100).to_html()
+    assert name not in text and text.count("<script") == 2 == text.count("</script>")
+    (payload,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
+    assert json.loads(payload)["data"]["classes"] == [name] * 10
 
 
 # The policy of a page

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from csglib import Problem, runs
+from csglib import Problem, formats, provenance, runs
 from csglib.runs import Readout, Recipe
 
 PLAIN = Recipe(precision="float32")
@@ -288,6 +289,36 @@ def test_a_run_of_another_format_is_refused(copied):
     rewrite_provenance(copied, format=99)
     with pytest.raises(Problem, match="format 99.*reads 2"):
         runs.read(copied)
+
+
+def test_code_that_differs_from_its_commit_is_dirty_and_code_outside_of_a_clone_has_no_commit(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    def told() -> tuple:
+        here = provenance.here(torch.device("cpu"))
+        return here["commit"] and len(here["commit"]), here["dirty"]
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert told() == (None, None)
+    (tmp_path / "code.py").write_text("a = 1")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a")
+    assert told() == (40, False)
+    (tmp_path / "code.py").write_text("a = 2")
+    assert told() == (40, True)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "installed")
+    (tmp_path / "installed").mkdir()
+    assert told() == (None, None)
+
+
+@pytest.mark.parametrize("name", ["AMD <b>Epyc</b> `x`", "Graphics™ [7]", "x" * 500, "A\nB"])
+def test_a_machine_of_any_name_makes_a_provenance_that_is_accepted(name, monkeypatch):
+    monkeypatch.setattr(provenance, "processor", lambda: name)
+    told = provenance.here(torch.device("cpu"))["hardware"]
+    jsonschema.validate(told, formats.HARDWARE)
+    assert told["processor"] and len(told["processor"]) <= 100
 
 
 def test_a_recipe_that_is_not_of_this_provenance_is_refused(copied):

@@ -62,11 +62,12 @@ def test_a_number_of_another_kind_is_refused_when_the_run_is_opened(value, copie
         verify(runs.read(copied))
 
 
-def test_nan_is_no_number_of_a_run(copied):
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", str(2**63)])
+def test_what_is_not_finite_is_no_number_of_a_run(text, copied):
     path = copied / "metrics.json"
-    path.write_text(path.read_text().replace('"mis": ', '"mis": NaN, "x": '))
+    path.write_text(path.read_text().replace('"mis": ', f'"mis": {text}, "x": '))
     sign(copied)
-    with pytest.raises(Problem, match=r"metrics\.json cannot be read \(NaN is no number"):
+    with pytest.raises(Problem, match=rf"metrics\.json cannot be read \({text} is no number"):
         runs.read(copied)
 
 
@@ -121,6 +122,14 @@ def test_a_history_of_another_training_is_refused(change, said, copied):
     (copied / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
     sign(copied, dirty=False)
     with pytest.raises(Problem, match=rf"history\.jsonl .*{said}"):
+        verify(runs.read(copied))
+
+
+def test_a_recipe_of_endless_epochs_is_refused_before_they_are_counted(copied):
+    edit(copied / "recipe.json", epochs=10**15)
+    recipe = Recipe.from_dict(json.loads((copied / "recipe.json").read_text()), "")
+    sign(copied, key=recipe.key)
+    with pytest.raises(Problem, match=r"history\.jsonl does not tell the 1000000000000000 epochs"):
         verify(runs.read(copied))
 
 

@@ -99,3 +99,5 @@ if __name__ == "__main__":
         sys.exit(assemble(Path(sys.argv[1]).resolve(), *sys.argv[2:]))
     except Problem as problem:
         sys.exit(f"csglib: {problem}")
+    except OSError as error:
+        sys.exit(f"csglib: {error}: check that the disk has room and the path can be written, and give the same command again")

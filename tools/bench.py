@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from csglib import Problem, data, files, methods, nets, runs, train
+from csglib import Problem, data, files, measured, methods, nets, provenance, train
 from csglib.data import Images
 from csglib.information import mutual_information
 from csglib.loop import Loop, autocast, keep_memory
@@ -30,12 +30,11 @@ from csglib.runs import Recipe
 ROUNDS = 5
 STEPS = 40  # of 128 images in a round of the training loops
 EPOCHS = 10  # over which starting is counted: 10 of 390 steps
-PLACE = data.ROOT / "data" / "measured" / "speed.json"
 UNITS = {
-    "cpu_train": ("times", "the usual loop: float32, torchvision's transforms in a DataLoader with a worker a core"),
+    "cpu_train": ("times", "the usual loop: float32, transforms of torchvision in a DataLoader with a worker a core"),
     "csg_step": ("times", "a step of standard training, ResNet-20, 64 filters, 10 classes"),
     "csg_step_1000": ("times", "a step of standard training, ResNet-18, 512 filters, 1,000 classes"),
-    "mis": ("times", "scikit-learn's mutual_info_classif, a class at a time; 10,000 samples of 64 filters, 10 classes"),
+    "mis": ("times", "mutual_info_classif of scikit-learn, a class at a time; 10,000 samples of 64 filters, 10 classes"),
     "mis_memory_mb": ("MB", "the memory before the call; 10,000 samples of 2,048 filters, 10 classes"),
     "peak_rss_mb": ("MB", "nothing; one epoch of CIFAR-10, read, trained and evaluated"),
     "fast_minus_plain": ("of accuracy", "the plain loop, three seeds of CSG each"),
@@ -46,12 +45,12 @@ UNITS = {
 
 
 def main(rounds: int, names: list[str]) -> None:
-    kept = {row["name"]: row for row in json.loads(PLACE.read_text())} if PLACE.exists() else {}
+    kept = {row["name"]: row for row in measured.read("speed").get("rows", [])}
     measures = {"cpu_train": cpu_train, "csg_step": csg_step, "csg_step_1000": csg_step_1000, "mis": mis}
     measures |= {"mis_memory_mb": mis_memory, "peak_rss_mb": peak_rss, "fast_minus_plain": loops}
     if torch.cuda.is_available():
         measures |= {"gpu_train": gpu_train, "gpu_run_s": gpu_run, "gpu_run8_s": gpu_run8}
-    here = runs.provenance(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    here = provenance.here(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for name in names:
         if name not in measures:
             print(f"{name}: this machine cannot measure it; its last measurement stays", file=sys.stderr)
@@ -81,9 +80,10 @@ def write(kept: dict[str, dict]) -> None:
     """Rows never measured anywhere have no value."""
     empty = {"value": None, "spread": None, "hardware": None, "detail": {}}
     rows = [kept.get(n, {"name": n, "unit": unit, "against": against} | empty) for n, (unit, against) in UNITS.items()]
-    for path in (data.ROOT / "build" / "bench.json", PLACE):
-        path.parent.mkdir(exist_ok=True)
-        files.write(path, json.dumps(rows, indent=1) + "\n")
+    path = data.ROOT / "build" / "bench.json"
+    path.parent.mkdir(exist_ok=True)
+    files.write(path, json.dumps(rows, indent=1) + "\n")
+    measured.write("speed", {"rows": rows})
 
 
 def child(*words: object) -> dict:

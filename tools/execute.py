@@ -53,3 +53,9 @@ if __name__ == "__main__":
         execute(page, profile, runs_folder, Path(out))
     except Problem as problem:
         sys.exit(f"csglib: {problem}")
+    except papermill.PapermillExecutionError as error:
+        if error.ename != "Problem":  # a traceback is of use to who wrote the page
+            raise
+        sys.exit(f"csglib: {page}: {error.evalue}")
+    except OSError as error:
+        sys.exit(f"csglib: {error}: check that the disk has room and the path can be written, and give the same command again")

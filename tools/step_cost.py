@@ -1,4 +1,4 @@
-"""Time of a training step of each method against standard training, side by side in one process: data/step-cost.json.
+"""Time of a training step of each method against standard training, side by side in one process: data/measured/step-cost.json.
 
     python tools/step_cost.py [ROUNDS]
 
@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from csglib import data, methods, nets, runs, train
+from csglib import data, measured, methods, nets, provenance, runs, train
 from csglib.runs import Recipe
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -61,6 +61,7 @@ for r in range(ROUNDS + 1):
             times[name].append(1000 * total)
 
 ratios = {name: [a / b for a, b in zip(values, times["standard"], strict=True)] for name, values in times.items()}
+made_by = provenance.here(device)
 result = {
     "milliseconds": {name: round(statistics.median(values), 2) for name, values in times.items()},
     "ratio": {name: round(statistics.median(values), 4) for name, values in ratios.items()},
@@ -69,8 +70,6 @@ result = {
     "steps": STEPS,
     "batch_size": Recipe().batch_size,
     "precision": precision,
-    "hardware": runs.provenance(device)["hardware"],
-    "commit": runs.provenance(device)["commit"],
-}
-runs.write(data.ROOT / "data" / "step-cost.json", runs.dump(result))
+} | {name: made_by[name] for name in ("hardware", "commit", "dirty")}
+measured.write("step-cost", result)
 print(runs.dump(result["ratio"]))

@@ -1,4 +1,4 @@
-"""Measure the third-party ResNet-20 and write data/third-party-resnet20.json, a second baseline for Table 1.
+"""Measure the third-party ResNet-20 and write data/measured/third-party-resnet20.json, a second baseline for Table 1.
 
 python tools/third_party.py PATH/resnet20-12fca82f.th
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from csglib import data, metrics, nets, runs
+from csglib import data, measured, metrics, nets, provenance
 from csglib.train import read_out
 
 if len(sys.argv) != 2:
@@ -22,6 +22,6 @@ result = {
     "sha256": data.digest(weights),
     "data_digest": dataset.digest,
     "metrics": metrics.evaluate(readout),
-} | runs.provenance(torch.device("cpu"))
-runs.write(data.ROOT / "data" / "third-party-resnet20.json", runs.dump(result))
+} | provenance.here(torch.device("cpu"))
+measured.write("third-party-resnet20", result)
 print(json.dumps(result["metrics"], indent=2))

@@ -5,12 +5,10 @@
 FOLDER holds the trial runs, which are too large to publish.
 """
 
-import json
 import sys
 from pathlib import Path
 
-from csglib import runs
-from csglib.measured import FOLDER
+from csglib import measured, runs
 
 if __name__ == "__main__":
     found = []
@@ -19,4 +17,4 @@ if __name__ == "__main__":
             run = runs.read(path)
             kept = {name: run.metrics[name] for name in ("accuracy", "mis", "l1_density")}
             found.append({"recipe": run.recipe.changed(), "commit": run.provenance["commit"]} | kept)
-    runs.write(FOLDER / "animals-trials.json", json.dumps(found, indent=1) + "\n")
+    measured.write("animals-trials", {"trials": found})

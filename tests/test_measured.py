@@ -1,0 +1,104 @@
+"""What tools measured is believed as its tool wrote it, and as far as the readout agrees."""
+
+import json
+import shutil
+
+import pytest
+
+from csglib import Problem, measured, runs
+from csglib.data import ROOT
+from csglib.runs import PUBLISHED
+from csglib.verify import check_measured
+
+COMMITTED = ROOT / "data" / "measured"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A copy of the measured files, in their place."""
+    shutil.copytree(COMMITTED, tmp_path / "measured")
+    monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
+    return tmp_path / "measured"
+
+
+def first(kind: str) -> runs.Run:
+    return runs.read(PUBLISHED / next(iter(measured.read(kind))))
+
+
+def replaced(value, keys: tuple, by):
+    """The JSON value with another one at the end of the keys; `*` is any key."""
+    key = next(iter(value)) if keys[0] == "*" else keys[0]
+    copy = value.copy()
+    copy[key] = replaced(value[key], keys[1:], by) if keys[1:] else by
+    return copy
+
+
+def test_every_file_that_is_published_has_its_schema_and_its_seal():
+    assert {path.stem for path in COMMITTED.iterdir()} == set(measured.TOOLS)
+    assert all(measured.read(kind) for kind in measured.TOOLS)
+
+
+@pytest.mark.parametrize("kind", measured.OF_RUNS)
+def test_what_is_published_agrees_with_the_readouts(kind):
+    for name in measured.read(kind):
+        check_measured(runs.read(PUBLISHED / name))
+
+
+NUMBERS = {
+    "detection": ("*", "attacks", "pgd", "errors", "500", 0),
+    "localisation": ("*", "crops", "wide", "cam", "iou"),
+    "animals-trials": ("trials", 0, "accuracy"),
+    "step-cost": ("ratio", "csg"),
+    "third-party-resnet20": ("metrics", "mis"),
+}
+
+
+@pytest.mark.parametrize("kind", measured.TOOLS)
+def test_a_number_changed_by_hand_is_refused_with_its_file(kind, folder):
+    path, values = folder / f"{kind}.json", measured.read(kind)
+    path.write_text(json.dumps({"seal": measured.seal(values)} | replaced(values, NUMBERS[kind], 0.5)))
+    with pytest.raises(Problem, match=rf"{kind}\.json was altered after its tool wrote it \(its seal differs\): restore it"):
+        measured.read(kind)
+    path.write_text(json.dumps({"seal": measured.seal(values)} | values))  # another layout of the same values
+    assert measured.read(kind) == values
+
+
+@pytest.mark.parametrize(
+    "kind, keys, value, said",
+    [
+        ("detection", ("*", "accuracy"), 0.9, "accuracy 0.9 .*no number of its 2600"),
+        ("detection", ("*", "images"), 20000, "accuracy .*no number of its 0"),
+        ("detection", ("*", "attacks", "fgsm", "turned"), 0.5, "turned by fgsm 0.5"),
+        ("detection", ("*", "attacks", "pgd", "errors", "500", 0), 0.0042, "error under pgd 0.0042"),
+        ("detection", ("*", "attacks", "pgd", "errors", "99999"), [0.0], "error under pgd 0.0"),
+        ("localisation", ("*", "crops", "wide", "cam", "box_accuracy"), 0.9, "wide cam box_accuracy 0.9"),
+        ("localisation", ("*", "crops", "tight", "firing", "filters"), [300, 200, 200, 200, 200, 200], "firing filters"),
+        ("localisation", ("*", "crops", "tight", "gradient", "ap20"), 0.55, "gradient ap20 0.55"),
+    ],
+)
+def test_a_number_that_the_run_cannot_give_is_refused_under_a_seal_made_anew(kind, keys, value, said, folder):
+    run = first(kind)
+    check_measured(run)
+    measured.write(kind, replaced(measured.read(kind), keys, value))
+    with pytest.raises(Problem, match=rf"{kind}\.json says .*{said}"):
+        check_measured(run)
+
+
+@pytest.mark.parametrize("value", ["0.5", True, [0.5], -0.5, float("nan"), "<script>alert(1)</script>"])
+@pytest.mark.parametrize("kind", measured.TOOLS)
+def test_what_is_no_number_of_its_kind_is_neither_written_nor_read(kind, value, folder):
+    before = (folder / f"{kind}.json").read_text()
+    wrong = replaced(measured.read(kind), NUMBERS[kind], value)
+    with pytest.raises(Problem, match=rf"{kind}\.json .*correct the tool"):
+        measured.write(kind, wrong)
+    assert (folder / f"{kind}.json").read_text() == before
+    (folder / f"{kind}.json").write_text(json.dumps({"seal": measured.seal(wrong)} | wrong))
+    with pytest.raises(Problem, match=rf"{kind}\.json .*restore it with git, or remove it and run `python tools/"):
+        measured.read(kind)
+
+
+def test_what_was_measured_is_verified_with_its_run(folder, csglib):
+    run = first("detection")
+    measured.write("detection", replaced(measured.read("detection"), ("*", "accuracy"), 0.9))
+    code, out, err = csglib("verify", run.path)
+    assert code == 2 and out == "" and err.startswith("csglib: ") and "detection.json says accuracy 0.9" in err
