@@ -1,7 +1,8 @@
 """The data sets as uint8 tensors that live on the device; augmented there, verified by digest, read without pickle.
 
 `cifar10` is the official binary release; `cifar10-mini` is the sample of 2,000 + 1,000 of its images in this repository;
-`voc:NAME` are the animals of a folder in PASCAL VOC's layout, one object an image (objects.py).
+`voc:NAME` are the animals of a folder in PASCAL VOC's layout, one object an image (objects.py); `folder:PATH` is any tree of
+pictures with one subfolder a class (folders.py).
 """
 
 import hashlib
@@ -70,12 +71,20 @@ def load(name: str) -> Dataset:
     """A data set by name, its files verified.  Raises Problem where it is unknown, absent or altered."""
     if name.startswith("voc:"):
         return load_voc(name)
+    if name.startswith("folder:"):
+        from csglib import folders
+
+        return folders.load(name)
     check_name("dataset", name, DATASETS)
     return DATASETS[name]()
 
 
 def present(name: str) -> bool:
-    """Whether photographs in VOC's layout are there; other data sets can be fetched or say themselves what they lack."""
+    """Whether photographs of one's own are there; other data sets can be fetched or say themselves what they lack."""
+    if name.startswith("folder:"):
+        from csglib import folders
+
+        return folders.present(name)
     return not name.startswith("voc:") or (folder() / name.removeprefix("voc:")).exists()
 
 

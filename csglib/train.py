@@ -290,7 +290,12 @@ def network(run: Run) -> nets.Split:
 
 def read_images(run: Run) -> Readout:
     """A run's readout made anew from its weights and the test images; equal to the stored one up to its rounding."""
-    readout = read_out(network(run), None, load(run.recipe).test)
+    dataset = load(run.recipe)
+    if run.recipe.dataset.startswith("folder:") and dataset.digest != run.provenance["data_digest"]:
+        raise Problem(
+            f"{run.path} was trained on other pictures than {run.recipe.dataset} has now: restore them, or train again"
+        )
+    readout = read_out(network(run), None, dataset.test)
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
 
 
