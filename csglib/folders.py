@@ -13,8 +13,10 @@ random, so that a recipe's `holdout` takes some of every class.  The digest of t
 import hashlib
 import os
 import re
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csglib import Problem
+from csglib import Problem, data
 from csglib.data import Dataset, Images, digest, folder
 from csglib.files import MIB, check_size, short, write
 from csglib.objects import PIXELS
@@ -217,3 +219,24 @@ def read_picture(path: Path, size: int) -> np.ndarray:
     except Exception as error:  # damaged metadata fail in any way
         raise Problem(f"{path} does not decode ({short(str(error))}): {remedy}") from None
     return np.asarray(square).transpose(2, 0, 1).copy()
+
+
+def sample(name: str = "sample-pictures", classes: int = 5) -> str:
+    """Write the first classes of the embedded sample as PNG files, beside the downloads: a folder for first steps.
+
+    Returns its name, for folder:NAME; it appears whole or not at all, and one that is there is left as it is.
+    """
+    target = folder() / name
+    if not target.exists():
+        mini = data.load("cifar10-mini")
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder(), prefix=".sample-") as tmp:
+            for part, images in (("train", mini.train), ("test", mini.test)):
+                for i in range(len(images)):
+                    if (label := int(images.labels[i])) < classes:
+                        place = Path(tmp) / name / part / mini.classes[label]
+                        place.mkdir(parents=True, exist_ok=True)
+                        Image.fromarray(images.images[i].permute(1, 2, 0).numpy()).save(place / f"{i:04}.png")
+            with suppress(OSError):  # another process was faster
+                os.rename(Path(tmp) / name, target)
+    return name

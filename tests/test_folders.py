@@ -312,3 +312,16 @@ def test_verify_names_the_classes(zoo, csglib):
     code, out, _ = csglib("data", "verify", "folder:zoo")
     assert code == 0 and "test images, of blue, green, red\n" in out
     assert data.present("folder:zoo@64") and not data.present("folder:zoo/none")
+
+
+def test_the_sample_is_written_once_and_read_as_it_was(place, mini, monkeypatch):
+    found = data.load(f"folder:{folders.sample()}@32")
+    assert found.classes == mini.classes[:5] and (len(found.train), len(found.test)) == (1000, 500)
+    for part, original in ((found.train, mini.train), (found.test, mini.test)):
+        first = original.labels < 5
+        ours = {x.numpy().tobytes(): int(y) for x, y in zip(part.images, part.labels, strict=True)}
+        theirs = zip(original.images[first], original.labels[first], strict=True)
+        assert ours == {x.numpy().tobytes(): int(y) for x, y in theirs}
+    monkeypatch.setattr(folders.Image, "fromarray", lambda _: pytest.fail("it is there"))
+    assert folders.sample() == "sample-pictures"
+    assert [p.name for p in sorted((place.parent / "raw").iterdir())] == ["folders", "sample-pictures"]
