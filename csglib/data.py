@@ -44,8 +44,10 @@ MINI_SHA256 = "b3a53ce1e7098a3d1924b65adfbaf44a04e1c672bb615a3a7dbef629d1531e0a"
 
 @dataclass(frozen=True)
 class Images:
-    images: UInt8[Tensor, "N 3 H W"]
-    labels: Int[Tensor, " N"]
+    """N pictures and their classes, on one device."""
+
+    images: UInt8[Tensor, "N 3 H W"]  # red, green, blue
+    labels: Int[Tensor, " N"]  # the numbers of their classes
     groups: Int[Tensor, " N"] | None = None  # images of one group, such as a photograph, stay on one side of a split
 
     def __len__(self) -> int:
@@ -57,6 +59,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
+    """Pictures to train on and to test on, and what their classes are called."""
+
     name: str
     classes: tuple[str, ...]
     train: Images
@@ -165,7 +169,10 @@ DATASETS = {"cifar10": load_cifar10, "cifar10-mini": load_cifar10_mini}
 
 
 def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIFAR10_MD5) -> Path:
-    """Download, check and unpack the official release; the folder appears whole or not at all."""
+    """Download, check and unpack the official release, 162 MiB; the folder appears whole or not at all.
+
+    Raises Problem where the address cannot be read or what it gives is not the release.
+    """
     root = root or folder()
     target = root / CIFAR10_FOLDER
     if target.exists():

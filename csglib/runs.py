@@ -201,6 +201,7 @@ class Run:
 
 
 def read(path: Path | str) -> Run:
+    """Open a run folder.  Raises Problem where a file is missing, damaged, altered, or of another format or recipe."""
     path = Path(path)
     if not (path / "provenance.json").is_file():
         if part(path).is_dir():

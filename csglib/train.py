@@ -34,7 +34,8 @@ DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test
 def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1) -> Run:
     """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
 
-    There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder.
+    There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder.  Raises
+    Problem where recipe, data or folder are not what they should be, or a loss leaves the finite numbers.
     """
     out, device = Path(out), pick_device(device)
     if every < 1:
