@@ -13,7 +13,7 @@ FIELD = re.compile(r"^    (\w+): [^#\n]*  # (.+)$", re.M)
 
 
 def plain(text: str) -> str:
-    return "".join(part if i % 2 else re.sub(r"([*_|\\])", r"\\\1", part) for i, part in enumerate(CODE.split(text)))
+    return "".join(part if i % 2 else re.sub(r"([*_|@\\])", r"\\\1", part) for i, part in enumerate(CODE.split(text)))
 
 
 def escape(app, what, name, obj, options, lines):
