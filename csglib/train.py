@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -300,10 +300,16 @@ def read_images(run: Run) -> Readout:
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
 
 
+def sample(run: Run) -> UInt8[Tensor, "N 3 H W"]:
+    """Test images to look at: of CIFAR-10 the embedded sample's, of a folder its first thousand."""
+    own = run.recipe.dataset.startswith("folder:")
+    return (load(run.recipe) if own else data.load("cifar10-mini")).test.images[:1000]
+
+
 @torch.no_grad()
 def sample_maps(run: Run) -> Float[Tensor, "N K h w"]:
-    """A network's last maps on the embedded sample's test images, before ICNN's mask."""
-    images = data.to_float(data.load("cifar10-mini").test.images)
+    """A network's last maps on those images, before ICNN's mask."""
+    images = data.to_float(sample(run))
     net = network(run).eval()
     return torch.cat([net.maps(batch) for batch in images.split(500)])
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from csglib import Problem, data, folders, runs, train
+from csglib import Problem, applications, data, explore, figures, folders, runs, tables, train
 from csglib.runs import Recipe
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
@@ -325,3 +325,28 @@ def test_the_sample_is_written_once_and_read_as_it_was(place, mini, monkeypatch)
     monkeypatch.setattr(folders.Image, "fromarray", lambda _: pytest.fail("it is there"))
     assert folders.sample() == "sample-pictures"
     assert [p.name for p in sorted((place.parent / "raw").iterdir())] == ["folders", "sample-pictures"]
+
+
+def test_figures_tables_and_explorers_take_a_run_of_three_classes(zoo):
+    recipe = Recipe(dataset="folder:zoo@32", epochs=3, cycle="g", batch_size=16, gate_density=0.4, lr=0.05, precision="float32")
+    run, classes = train.train(recipe, "run", "cpu"), data.load("folder:zoo@32").classes
+    one, group = {"CSG": run}, {"CSG": [run]}
+    drawn = [
+        figures.gate(run, classes), figures.gate_film(run.readout.gates, classes), figures.curves(run), figures.compare(group),
+        figures.gate_and_information(one, classes), figures.correlations(one), figures.centres(one, classes),
+        figures.clusters(one, classes), figures.owned(group, classes), figures.confusions(one, torch.tensor([0, 2]), classes),
+        figures.places(one, classes, filters=2, shown=2), applications.exciting(run, data.load("folder:zoo@32").test, classes),
+    ]  # fmt: skip
+    assert all(figure.axes for figure in drawn)
+    for made in (
+        explore.sparsity({"CSG": (run, run.readout.gate)}, classes),
+        explore.remove_classes(one, classes),
+        explore.training_film(run, classes),
+    ):
+        page = made.to_html()
+        assert "blue" in page and "10,000" not in page
+    for table in (tables.removal(group, draws=2), tables.overlap(group, draws=2), tables.correlation(group)):
+        assert "CSG" in table.data
+    assert "folder:zoo@32" in tables.provenance(group).data
+    assert "folder:zoo@32" in tables.run_entry(run)
+    assert train.sample(run).shape[1:] == (3, 32, 32)
