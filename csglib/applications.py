@@ -1,4 +1,4 @@
-"""Tables and pictures of the two applications: what betrays an attacked image, and where a network looks.
+"""Tables and pictures of applications: what betrays an attacked image, where a network looks, what excites its filters.
 
 Numbers come from data/measured (measured.py), pictures from images that are there.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from csglib import Problem, attacks, data, localize, measured, objects
+from csglib import Problem, attacks, data, localize, measured, metrics, objects
 from csglib.claims import interval
 from csglib.figures import BLUE, GREY, ORANGE, styled
 from csglib.runs import Recipe, Run
@@ -264,3 +264,22 @@ def heat_maps(runs: dict[str, Run], val: objects.Objects) -> Figure:
 def rectangle(box: Float[Tensor, " 4"]) -> plt.Rectangle:
     left, top, right, bottom = box.tolist()
     return plt.Rectangle((left, top), right - left, bottom - top, fill=False, color="#56b4e9", lw=1.2)
+
+
+# What excites the filters of a class
+
+
+@styled
+def exciting(run: Run, images: data.Images, classes: tuple[str, ...], shown: int = 7, rows: int = 10) -> Figure:
+    """For each of the first classes, the test images for which its filters fire most; of another class, its name above."""
+    shown, rows = min(shown, len(images)), min(rows, len(classes))
+    best = metrics.class_scores(run.readout).topk(shown, 0).indices  # (shown, C)
+    fig, axes = plt.subplots(rows, shown, figsize=(6.4, 0.95 * rows), squeeze=False, layout="constrained")
+    for c in range(rows):
+        for ax, i in zip(axes[c], best[:, c].tolist(), strict=True):
+            ax.imshow(images.images[i].permute(1, 2, 0).numpy())
+            ax.set(xticks=[], yticks=[])
+            if (label := int(images.labels[i])) != c:
+                ax.set_title(classes[label], fontsize=6, color=ORANGE, pad=2)
+        axes[c, 0].set_ylabel(classes[c], fontsize=7, rotation=0, ha="right", va="center")
+    return fig

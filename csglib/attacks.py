@@ -19,6 +19,8 @@ from csglib.nets import Split
 
 @dataclass(frozen=True)
 class Attack:
+    """An iteration in the maximum norm, in pixels of [0, 1]."""
+
     steps: int  # of the iteration
     step: float  # length of one, in pixels of [0, 1]
     decay: float = 0.0  # of the gradient's memory

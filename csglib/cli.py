@@ -94,7 +94,7 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     Args:
         action: get downloads the official release, checks and unpacks it; verify compares every file with its digest.
         dataset: cifar10; cifar10-mini, which is part of the repository; voc2007 to voc2012, PASCAL VOC of that year, to get;
-            voc:FOLDER, animals in VOC's layout, to verify.
+            voc:FOLDER, animals in VOC's layout, and folder:PATH, pictures with one subfolder a class, to verify.
     """
     from csglib import check_name
     from csglib.data import DATASETS, folder, get_cifar10, load
@@ -104,14 +104,14 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     if action == "get" and dataset in years:
         print(f"{dataset}: photographs in {get_voc(years[dataset])}")
         return
-    if not dataset.startswith("voc:"):
+    if not (own := dataset.startswith(("voc:", "folder:"))):
         check_name("dataset", dataset, DATASETS if action == "verify" else DATASETS | years)
     if action == "get" and dataset == "cifar10":
         get_cifar10()
     found = load(dataset)
-    released = "" if dataset.startswith("voc:") else ", as released"
-    print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{released}", end="")
-    print("" if dataset == "cifar10-mini" else f" (in {folder()})")
+    told = f", of {', '.join(found.classes)}" if own else ", as released"
+    print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{told}", end="")
+    print("" if dataset == "cifar10-mini" or dataset.startswith("folder:") else f" (in {folder()})")
 
 
 def list_runs(folder: Positional[Path] = PUBLISHED) -> None:

@@ -1,7 +1,8 @@
 """The data sets as uint8 tensors that live on the device; augmented there, verified by digest, read without pickle.
 
 `cifar10` is the official binary release; `cifar10-mini` is the sample of 2,000 + 1,000 of its images in this repository;
-`voc:NAME` are the animals of a folder in PASCAL VOC's layout, one object an image (objects.py).
+`voc:NAME` are the animals of a folder in PASCAL VOC's layout, one object an image (objects.py); `folder:PATH` is any tree of
+pictures with one subfolder a class (folders.py).
 """
 
 import hashlib
@@ -43,8 +44,10 @@ MINI_SHA256 = "b3a53ce1e7098a3d1924b65adfbaf44a04e1c672bb615a3a7dbef629d1531e0a"
 
 @dataclass(frozen=True)
 class Images:
-    images: UInt8[Tensor, "N 3 H W"]
-    labels: Int[Tensor, " N"]
+    """N pictures and their classes, on one device."""
+
+    images: UInt8[Tensor, "N 3 H W"]  # red, green, blue
+    labels: Int[Tensor, " N"]  # the numbers of their classes
     groups: Int[Tensor, " N"] | None = None  # images of one group, such as a photograph, stay on one side of a split
 
     def __len__(self) -> int:
@@ -56,6 +59,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
+    """Pictures to train on and to test on, and what their classes are called."""
+
     name: str
     classes: tuple[str, ...]
     train: Images
@@ -70,12 +75,20 @@ def load(name: str) -> Dataset:
     """A data set by name, its files verified.  Raises Problem where it is unknown, absent or altered."""
     if name.startswith("voc:"):
         return load_voc(name)
+    if name.startswith("folder:"):
+        from csglib import folders
+
+        return folders.load(name)
     check_name("dataset", name, DATASETS)
     return DATASETS[name]()
 
 
 def present(name: str) -> bool:
-    """Whether photographs in VOC's layout are there; other data sets can be fetched or say themselves what they lack."""
+    """Whether photographs of one's own are there; other data sets can be fetched or say themselves what they lack."""
+    if name.startswith("folder:"):
+        from csglib import folders
+
+        return folders.present(name)
     return not name.startswith("voc:") or (folder() / name.removeprefix("voc:")).exists()
 
 
@@ -156,7 +169,10 @@ DATASETS = {"cifar10": load_cifar10, "cifar10-mini": load_cifar10_mini}
 
 
 def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIFAR10_MD5) -> Path:
-    """Download, check and unpack the official release; the folder appears whole or not at all."""
+    """Download, check and unpack the official release, 162 MiB; the folder appears whole or not at all.
+
+    Raises Problem where the address cannot be read or what it gives is not the release.
+    """
     root = root or folder()
     target = root / CIFAR10_FOLDER
     if target.exists():

@@ -138,9 +138,14 @@ def sparsity(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, ...
     )
     caption = (
         "Entries below the threshold are cut, and each class keeps the filters that are left. Numbers are of "
-        f"{n:,} test images, the information of all 10,000; recomputed at every step."
+        f"{counted(gates, n)}; recomputed at every step."
     )
     return Explorer("Sparsity", caption, "sparsity", controls, gated_data(gates, classes, n))
+
+
+def counted(gates: dict[str, tuple[Run, torch.Tensor]], n: int) -> str:
+    N = min(len(run.readout.labels) for run, _ in gates.values())
+    return f"{min(n, N):,} test images, the information of all {N:,}"
 
 
 def trained_density(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1000) -> Explorer:
@@ -150,13 +155,14 @@ def trained_density(runs: dict[str, Run], classes: tuple[str, ...], n: int = 100
         Control("gate", "range", "Trained with the bound g/(CK)", tuple(gates)),
         Control("threshold", "range", "Threshold", THRESHOLDS, 25),
     )
-    caption = f"Each bound is a network of its own. Numbers are of {n:,} test images, the information of all 10,000."
+    caption = f"Each bound is a network of its own. Numbers are of {counted(gates, n)}."
     return Explorer("Trained density", caption, "sparsity", controls, gated_data(gates, classes, n))
 
 
 def remove_classes(runs: dict[str, Run], classes: tuple[str, ...], n: int = 2000) -> Explorer:
     """Tick classes whose filters are switched off; a network without a gate owns filters by mean activation."""
     gates = {name: (run, metrics.own_filters(run.readout)) for name, run in runs.items()}
+    n = min(n, *(len(run.readout.labels) for run in runs.values()))
     controls = (
         Control("gate", "choice", "Network", tuple(gates)),
         Control("removed", "checks", "Switch off the filters of", classes),

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from csglib import data, metrics
+from csglib import metrics
 from csglib.claims import last_weights, removed_filters, responses
 from csglib.information import entropy
 from csglib.runs import Run
-from csglib.train import sample_maps
+from csglib.train import sample, sample_maps
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"  # of Okabe and Ito's palette, safe for colour-blind readers
 STYLE = {
@@ -248,13 +248,12 @@ def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, sho
 
     The line encloses what exceeds half of the map's maximum.  Filters are spread over those sorted by class.
     """
-    images = data.load("cifar10-mini").test.images
     columns = len(runs) * (shown + 1) - 1  # an empty column between two networks holds the names of the filters
     fig, axes = plt.subplots(filters, columns, figsize=(6.4, 0.66 * filters + 0.3), squeeze=False)
     for ax in axes[:, shown :: shown + 1].flat:
         ax.remove()
     for j, (name, run) in enumerate(runs.items()):
-        maps, own = sample_maps(run), metrics.owners(run.readout)
+        images, maps, own = sample(run), sample_maps(run), metrics.owners(run.readout)
         alive = [k for k in own.argsort(stable=True).tolist() if maps[:, k].amax() > 0]
         picked = [alive[round(i * (len(alive) - 1) / max(filters - 1, 1))] for i in range(filters)]
         for row, k in zip(axes[:, j * (shown + 1) : j * (shown + 1) + shown], picked, strict=True):

@@ -20,7 +20,10 @@ from csglib import Problem
 
 
 class ClassGate(nn.Module):
-    """A learnable C x K gate, started at one value everywhere; `project` brings it back into V_G after a gradient step."""
+    """A learnable C x K gate, started at one value everywhere; `project` brings it back into V_G after a gradient step.
+
+    Raises Problem for a start outside (0, 1].
+    """
 
     def __init__(self, num_classes: int, num_filters: int, start: float = 0.5):
         super().__init__()
@@ -42,6 +45,7 @@ class ClassGate(nn.Module):
 
     @torch.no_grad()
     def project(self) -> None:
+        """Bring the matrix back into V_G, in place."""
         self.matrix.copy_(project(self.matrix))
 
     @torch.no_grad()

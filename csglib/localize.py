@@ -18,6 +18,7 @@ def cam(maps: Float[Tensor, "N K h w"], weight: Float[Tensor, "C K"], classes: I
 
 
 def enlarge(heat: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
+    """To H x W places, bilinear."""
     return F.interpolate(heat[:, None], size, mode="bilinear")[:, 0]
 
 

@@ -24,6 +24,8 @@ Gate = ClassGate | SampledGate | TemplateMask  # each has a `matrix`, C x K
 
 @dataclass(frozen=True)
 class Method:
+    """What one training step computes, part by part; images (B, 3, H, W) in [0, 1], labels (B), logits (B, C)."""
+
     options: tuple[str, ...]  # the recipe's fields that this method reads beside those that all methods read
     gate: Callable[[Recipe, Split], Gate | None]  # made for this network, which it may change
     path: Callable[[Recipe, int], str]  # recipe, epoch -> the path that this epoch trains

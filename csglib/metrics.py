@@ -103,6 +103,13 @@ def owners(readout: Readout) -> Int[Tensor, " K"]:
     return own_filters(readout).argmax(0)
 
 
+def class_scores(readout: Readout) -> Float[Tensor, "N C"]:
+    """How much each class's filters fire for each image: the mean over them of a_k / max a_k, in [0, 1]; 0 without filters."""
+    own = own_filters(readout)
+    scaled = readout.features.clamp(min=0) / readout.features.amax(0).clamp(min=1e-12)
+    return scaled @ own.T / own.sum(1).clamp(min=1)
+
+
 def information(readout: Readout) -> Float[Tensor, "C K"]:
     """I(a_k ; 1[y = c]) in nats, of every filter about every class."""
     return mutual_information(readout.features, readout.labels, len(readout.bias)).float()

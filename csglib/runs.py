@@ -37,7 +37,7 @@ NAME = re.compile(r"(?!/)(?!.*\.\.)[A-Za-z0-9._:@,/+ -]*")  # what a recipe may 
 class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
-    dataset: str = "cifar10"  # cifar10 | cifar10-mini | voc:FOLDER, animals in VOC's layout beside the downloads
+    dataset: str = "cifar10"  # cifar10 | cifar10-mini | voc:FOLDER, VOC's animals | folder:PATH, a subfolder a class
     net: str = "resnet20"  # resnet20, or NAME@LAYER: a network of torchvision cut after that layer, such as resnet18@layer4
     method: str = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: int = 30  # passes over the training images, of both paths together
@@ -71,7 +71,7 @@ class Recipe:
         for f in dataclasses.fields(self):
             if f.type is float:  # 1 and 1.0 are one value and get one key
                 object.__setattr__(self, f.name, float(getattr(self, f.name)))
-        plain = "use letters, digits and . _ - + @ : , / alone, and no path that leads upwards"
+        plain = "use letters, digits and . _ - + @ : , / alone, and no path upwards; ln -s gives a folder another name"
         for name, ok, remedy in (
             *((name, NAME.fullmatch(getattr(self, name)), plain) for name in ("dataset", "net", "method", "thaw")),
             ("epochs", self.epochs >= 1, "train for at least 1"),
@@ -205,6 +205,7 @@ class Run:
 
 
 def read(path: Path | str) -> Run:
+    """Open a run folder.  Raises Problem where a file is missing, damaged, altered, or of another format or recipe."""
     path = Path(path)
     if not (path / "provenance.json").is_file():
         if part(path).is_dir():

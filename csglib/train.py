@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -36,7 +36,8 @@ def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int
     """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
 
     There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder; those
-    that torchrun starts count as one.
+    that torchrun starts count as one.  Raises Problem where recipe, data or folder are not what they should be, or a loss
+    leaves the finite numbers.
     """
     return side_by_side([(recipe, Path(out))], device, every)[0]
 
@@ -289,14 +290,25 @@ def network(run: Run) -> nets.Split:
 
 def read_images(run: Run) -> Readout:
     """A run's readout made anew from its weights and the test images; equal to the stored one up to its rounding."""
-    readout = read_out(network(run), None, load(run.recipe).test)
+    dataset = load(run.recipe)
+    if run.recipe.dataset.startswith("folder:") and dataset.digest != run.provenance["data_digest"]:
+        raise Problem(
+            f"{run.path} was trained on other pictures than {run.recipe.dataset} has now: restore them, or train again"
+        )
+    readout = read_out(network(run), None, dataset.test)
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
+
+
+def sample(run: Run) -> UInt8[Tensor, "N 3 H W"]:
+    """Test images to look at: of CIFAR-10 the embedded sample's, of a folder its first thousand."""
+    own = run.recipe.dataset.startswith("folder:")
+    return (load(run.recipe) if own else data.load("cifar10-mini")).test.images[:1000]
 
 
 @torch.no_grad()
 def sample_maps(run: Run) -> Float[Tensor, "N K h w"]:
-    """A network's last maps on the embedded sample's test images, before ICNN's mask."""
-    images = data.to_float(data.load("cifar10-mini").test.images)
+    """A network's last maps on those images, before ICNN's mask."""
+    images = data.to_float(sample(run))
     net = network(run).eval()
     return torch.cat([net.maps(batch) for batch in images.split(500)])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from csglib import Problem, applications, data, measured, objects
+from csglib import Problem, applications, data, measured, metrics, objects
 from csglib.runs import Recipe
 
 WIDE = {
@@ -129,3 +129,14 @@ def test_photographs_in_vocs_layout_are_present_or_not(tmp_path, monkeypatch):
     assert data.present("voc:zoo")
     with pytest.raises(Problem):
         data.load(Recipe(dataset="voc:zoo").dataset)
+
+
+def test_each_row_has_the_images_that_excite_its_classs_filters_most_with_a_name_above_those_of_others(run, mini):
+    figure = applications.exciting(run, mini.test, mini.classes, shown=3)
+    assert plt.get_fignums() == [] and len(figure.axes) == 30
+    scores = metrics.class_scores(run.readout)
+    for c in range(10):
+        for ax, i in zip(figure.axes[3 * c :], scores[:, c].argsort(descending=True)[:3].tolist(), strict=False):
+            assert (ax.images[0].get_array() == mini.test.images[i].permute(1, 2, 0).numpy()).all()
+            label = int(mini.test.labels[i])
+            assert ax.get_title() == ("" if label == c else mini.classes[label])

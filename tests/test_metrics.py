@@ -343,3 +343,15 @@ def test_part_interpretability_counts_the_images_in_which_a_filter_meets_its_bes
     parts[:5, 0, 4:16, 4:16] = True  # the head is shown in five images
     parts[:, 1, 18:22, 2:10] = True
     assert metrics.part_interpretability(maps, parts, share=0.2) == pytest.approx((1 + 0) / 2)
+
+
+def test_class_scores_are_the_mean_of_each_classs_filters_over_their_maxima(run):
+    r = run.readout
+    N, K = r.features.shape
+    owner = r.gate.argmax(0)
+    for c in range(len(r.bias)):
+        filters = [k for k in range(K) if owner[k] == c]
+        for n in range(0, N, 97):
+            parts = [float(r.features[n, k]) / max(float(r.features[:, k].max()), 1e-12) for k in filters]
+            expected = sum(parts) / len(parts) if parts else 0
+            assert float(metrics.class_scores(r)[n, c]) == pytest.approx(expected, abs=1e-5)

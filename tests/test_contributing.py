@@ -1,0 +1,91 @@
+"""The pages "Add a method" and "Add an experiment", followed to the letter in a copy: changes apply, what they add works."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from csglib.runs import Recipe
+
+COPIED = ("csglib", "tests", "data/cifar10-mini", "book")
+
+
+def changes(page: str) -> str:
+    """What the page's blocks of differences change, one after the other."""
+    return "".join(re.findall(r"^```diff\n(.*?)^```$", (ROOT / "book" / f"{page}.md").read_text(), re.S | re.M))
+
+
+def touched(page: str) -> set[str]:
+    return set(re.findall(r"^\+\+\+ b/(\S+)$", changes(page), re.M))
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    root = tmp_path / "copy"
+    for name in COPIED:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    return root
+
+
+def apply(page: str, root: Path) -> None:
+    words = ["git", "apply", "-"]  # outside of a repository it changes the files below the current folder
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(root.parent)}
+    done = subprocess.run(words, cwd=root, input=changes(page), text=True, capture_output=True, env=environment)
+    assert done.returncode == 0, f"book/{page}.md no longer fits the code: {done.stderr}"
+
+
+def python(root: Path, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(root), "TQDM_DISABLE": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def csglib(root: Path, words: str) -> str:
+    return python(root, "-c", "from csglib.cli import main; main()", *words.split())
+
+
+def test_a_method_is_added_by_changing_three_files(copied):
+    assert touched("add-a-method") == {"csglib/methods.py", "csglib/runs.py", "tests/test_methods.py"}
+    apply("add-a-method", copied)
+    told = python(
+        copied, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "loss_of_decay or every_option"
+    )
+    assert "2 passed" in told
+    train = "train --dataset cifar10-mini --epochs 2 --cycle gs --batch-size 500 --precision float32 --device cpu"
+    found = json.loads(csglib(copied, f"{train} --method decay --decay-weight 0.05 --out run"))
+    assert found["l1_density"] <= 1 and (copied / "run/recipe.json").read_text().count('"decay_weight": 0.05')
+    assert "decay-weight" in csglib(copied, "train --help")
+    ask = "from csglib.runs import Recipe\nfor m in ('csg', 'picnn'): print(Recipe(method=m, precision='float32').key)"
+    assert python(copied, "-c", ask).split() == [Recipe(method=m, precision="float32").key for m in ("csg", "picnn")]
+
+
+def test_an_experiment_is_added_by_changing_two_files(copied):
+    assert touched("add-an-experiment") == {"book/experiments.yml", "csglib/papers.py"}
+    apply("add-an-experiment", copied)
+    ask = "from csglib import experiments\nprint(*[r.flags for r in experiments.missing('what-matters', '{}')], sep='\\n')"
+    short = [line for line in python(copied, "-c", ask.format("short")).splitlines() if "gate-momentum 0.0" in line]
+    assert len(short) == 3 and all("--epochs 10" in line for line in short)
+    tests = ["tests/test_experiments.py", "-k", "what-matters or changes_one_thing or is_used"]
+    assert "failed" not in python(copied, "-m", "pytest", "-p", "no:cacheprovider", *tests)
+
+    csglib(copied, "results --profile short --runs-folder data --out results.json")
+    judged = {c["id"]: c for c in json.loads((copied / "results.json").read_text())}
+    assert judged["momentum-mis"]["verdict"] == "not run here"
+    quick = "--epochs 2 --cycle gs --batch-size 500 --precision float32 --device cpu"
+    for name, flags in (("none", "--gate-momentum 0"), ("some", "")):
+        csglib(copied, f"train --dataset cifar10-mini {quick} {flags} --out {name}")
+    ask = (
+        "from csglib import claims, papers, runs\n"
+        "of = {'alternating': [runs.read('some')], 'no-momentum': [runs.read('none')]}\n"
+        "print([c['ours'] for c in claims.of_page('what-matters', of) if c['id'] == 'momentum-mis'][0])"
+    )
+    difference = [json.loads((copied / name / "metrics.json").read_text())["mis"] for name in ("some", "none")]
+    assert float(python(copied, "-c", ask)) == pytest.approx(difference[0] - difference[1])
