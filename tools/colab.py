@@ -8,6 +8,7 @@ google.colab a stand-in is there, which says what it would have downloaded.  Pag
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,8 +18,6 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -59,9 +58,8 @@ def execute(page: str, python: str, repository: str) -> list[str]:
         argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         environment = {"PYTHONPATH": away, "CSGLIB_DATA": ""}
         (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Colab", "env": environment}))
-        manager = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
-        km = AsyncKernelManager(kernel_name="colab", kernel_spec_manager=manager)
-        NotebookClient(nb, km=km, timeout=1800, resources={"metadata": {"path": empty}}).execute()
+        os.environ["JUPYTER_PATH"] = away  # where the kernel is looked for
+        NotebookClient(nb, kernel_name="colab", timeout=1800, resources={"metadata": {"path": empty}}).execute()
         rest = {p.name for p in Path(empty).iterdir()}
     streams = "".join(o.get("text", "") for c in nb.cells if c.cell_type == "code" for o in c.outputs)
     downloaded = [Path(name).name for name in re.findall(r"^downloaded (.+)$", streams, re.M)]
