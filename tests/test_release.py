@@ -9,6 +9,7 @@ import tarfile
 import types
 import zipfile
 
+import nbformat
 import pytest
 
 from csglib import Problem, release, runs
@@ -76,6 +77,21 @@ def test_pages_get_buttons_for_colab_and_binder_once_there_is_an_address(monkeyp
     launch.add(None, config)
     assert config.html_theme_options["repository_url"] == "https://example.org/someone/csg"
     assert set(config.html_theme_options["launch_buttons"]) == {"colab_url", "binderhub_url", "notebook_interface"}
+
+
+def test_the_theme_makes_these_buttons(monkeypatch, tmp_path):
+    from sphinx.application import Sphinx
+
+    monkeypatch.setattr(launch, "repository", lambda: "https://github.com/someone/csg")
+    extensions = ["myst_nb", "sphinx_book_theme", "launch"]
+    config = {"extensions": extensions, "html_theme": "sphinx_book_theme", "nb_execution_mode": "off", "master_doc": "page"}
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Page")])
+    nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(nb, tmp_path / "page.ipynb")
+    Sphinx(tmp_path, None, tmp_path / "html", tmp_path / "doctrees", "html", config, status=None).build()
+    text = (tmp_path / "html" / "page.html").read_text()
+    assert "https://colab.research.google.com/github/someone/csg/blob/main/book/page.ipynb" in text
+    assert "https://mybinder.org/v2/gh/someone/csg/main?urlpath=lab/tree/book/page.ipynb" in text
 
 
 # The runs

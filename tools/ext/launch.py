@@ -10,6 +10,7 @@ def add(app, config):
     if address := repository():
         config.html_theme_options |= {
             "repository_url": address,
+            "repository_provider": "github",
             "repository_branch": "main",
             "path_to_docs": "book",
             "use_repository_button": True,
