@@ -16,6 +16,7 @@ import yaml
 from packaging.markers import Marker
 
 import csglib
+from csglib import release
 from csglib.data import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -129,6 +130,8 @@ def test_the_wheel_is_typed_and_carries_what_pages_read_but_the_runs(installed):
         "data/step-cost.json",
     } <= carried
     assert not any(name.startswith("data/runs") for name in carried)
+    address = call(installed, "python", "-c", "from csglib import release; print(release.repository())").stdout.strip()
+    assert address == release.repository()
 
 
 def test_the_wheel_trains_on_the_sample_and_fetches_the_published_runs(installed, run):
