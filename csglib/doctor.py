@@ -23,7 +23,7 @@ TOOLS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What suits the device: a profile of book/experiments.yml, and a recipe's precision."""
+    """What suits the device: a profile of book/experiments.yml, and the precision that training will take."""
 
     profile: str
     precision: str
@@ -34,34 +34,21 @@ class Choice:
 
 
 def choose(profile: str = "auto") -> Choice:
-    """The profile, `auto` being the largest that the device finishes within about half an hour, and the precision.
+    """The profile and the precision for the device that is here.
 
-    Without a GPU that is quick, on a GPU that computes bfloat16 paper, on an older one short.  Precision is the one that
-    training chooses by itself, save on older GPUs with tensor cores, such as Colab's T4: there float16, where this csglib has
-    it.  Raises Problem where the profile is unknown.
+    `auto` is quick without a GPU, paper on a GPU that computes bfloat16, short on an older one such as Colab's T4.  The
+    precision is training's own choice.  Raises Problem where the profile is unknown.
     """
-    import torch
-
     from csglib.train import pick_device, settle_precision
 
     check_name("profile", profile, PROFILES)
     device = pick_device(None)
     settled, why = settle_precision(Recipe(), device)
     gpu = device.type == "cuda"
-    precision = "auto"
-    if gpu and settled.precision == "float32" and torch.cuda.get_device_capability(device) >= (7, 0) and accepts("float16"):
-        precision = "float16"
-    fits = "quick" if not gpu else "paper" if settled.precision == "bfloat16" else "short"
-    profile = fits if profile == "auto" else profile
-    named = settled.precision if precision == "auto" else precision
-    return Choice(profile, precision, f"{'GPU' if gpu else 'No GPU'}: profile {profile}, precision {named}, since {why}.")
-
-
-def accepts(precision: str) -> bool:
-    try:
-        return bool(Recipe(precision=precision))
-    except Problem:
-        return False
+    if profile == "auto":
+        profile = "quick" if not gpu else "paper" if settled.precision == "bfloat16" else "short"
+    told = f"{'GPU' if gpu else 'No GPU'}: profile {profile}, precision {settled.precision}, since {why}."
+    return Choice(profile, settled.precision, told)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ def gpu(monkeypatch):
         monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
 
     return pretend
@@ -28,32 +27,24 @@ def named(text: str) -> doctor.Finding:
     return next(f for f in doctor.examine() if text in f.text)
 
 
-def test_without_a_gpu_the_page_trains_the_sample_in_the_precision_of_training(monkeypatch):
+def test_without_a_gpu_the_page_trains_the_sample(monkeypatch):
     monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cpu"))
-    chosen = doctor.choose()
-    assert (chosen.profile, chosen.precision) == ("quick", "auto")
     settled = train.settle_precision(runs.Recipe(), torch.device("cpu"))[0].precision
-    assert chosen.told.startswith(f"No GPU: profile quick, precision {settled}, since this processor")
+    assert (doctor.choose().profile, doctor.choose().precision) == ("quick", settled)
+    assert str(doctor.choose()).startswith(f"No GPU: profile quick, precision {settled}, since this processor")
 
 
-def test_a_t4_gets_half_precision_where_csglib_has_it_and_the_short_schedule(gpu, monkeypatch):
+def test_a_t4_gets_the_short_schedule_and_the_precision_that_training_takes_there(gpu):
     gpu("Tesla T4", (7, 5))
-    monkeypatch.setattr(doctor, "accepts", lambda _: True)
-    monkeypatch.setattr(
-        train, "settle_precision", lambda r, d: (runs.Recipe(precision="float32"), "Tesla T4 computes no bfloat16")
-    )
-    assert (doctor.choose().profile, doctor.choose().precision) == ("short", "float16")
-    assert str(doctor.choose()) == "GPU: profile short, precision float16, since Tesla T4 computes no bfloat16."
-    monkeypatch.setattr(doctor, "accepts", lambda _: False)
-    assert doctor.choose().precision == "auto"
-    gpu("Tesla K80", (3, 7))
-    monkeypatch.setattr(doctor, "accepts", lambda _: True)
-    assert doctor.choose().precision == "auto"  # it has no tensor cores
+    settled = train.settle_precision(runs.Recipe(), torch.device("cuda"))[0].precision
+    assert settled != "bfloat16"
+    assert (doctor.choose().profile, doctor.choose().precision) == ("short", settled)
+    assert str(doctor.choose()).startswith(f"GPU: profile short, precision {settled}, since Tesla T4 does not compute bfloat16")
 
 
 def test_a_gpu_with_bfloat16_gets_the_papers_schedule(gpu):
     gpu("NVIDIA L4", (8, 9))
-    assert (doctor.choose().profile, doctor.choose().precision) == ("paper", "auto")
+    assert (doctor.choose().profile, doctor.choose().precision) == ("paper", "bfloat16")
     assert "precision bfloat16, since NVIDIA L4 computes" in doctor.choose().told
 
 
@@ -62,10 +53,6 @@ def test_a_profile_that_is_asked_for_is_taken_and_an_unknown_one_refused(gpu):
     assert doctor.choose("quick").profile == "quick"
     with pytest.raises(Problem, match="unknown profile 'fast': choose one of auto, quick, short, paper"):
         doctor.choose("fast")
-
-
-def test_accepts_asks_the_recipe():
-    assert doctor.accepts("bfloat16") and not doctor.accepts("float3")
 
 
 def test_here_nothing_has_to_be_done(csglib, monkeypatch, tmp_path):
