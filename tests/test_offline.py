@@ -76,7 +76,7 @@ def test_from_disk_the_search_finds_pages_and_a_link_leads_to_one(disk, browser)
     target = found[0].get_attribute("href")
     assert target.startswith(disk)
     browser.get(target)
-    assert browser.find_element("css selector", "h1").text
+    assert browser.find_element("css selector", ".bd-article h1").text
 
 
 def test_without_a_book_or_a_browser_the_tool_says_what_to_do(tmp_path, monkeypatch):
