@@ -4,7 +4,7 @@ PROFILE ?= quick
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := .venv/bin
 
-.PHONY: book test bench reproduce lock lint clean
+.PHONY: book test bench reproduce pdf zip address lock lint clean
 
 book: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --quiet rules --cores $(CORES) --rerun-triggers mtime input --rerun-incomplete \
@@ -19,6 +19,12 @@ bench: .venv/ready  # 25 minutes on two cores, with nothing else running; ONLY="
 
 reproduce: PROFILE := short
 reproduce: book
+
+pdf zip: book  # build/csglib.pdf, which needs a Chromium; build/csglib-html.zip, which reads from disk
+	$(BIN)/python tools/offline.py $@ build
+
+address: .venv/ready  # after a change of the repository's address in pyproject.toml: into the notebooks' set-up cells
+	$(BIN)/python tools/address.py
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/nbstripout --keep-id --verify book/*.ipynb

@@ -87,6 +87,7 @@ rule book:
         expand(f"{DONE}/{{page}}.ipynb", page=PAGES),
         f"{DONE}/results.json",
         "_config.yml",
+        "pyproject.toml",  # the address behind the buttons
         "tools/assemble.py",
         LIBRARY,
         VERIFIED.values(),

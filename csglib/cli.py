@@ -1,4 +1,4 @@
-"""The command `csglib`: train | missing | evaluate | data | runs | verify | results."""
+"""The command `csglib`: train | missing | evaluate | data | runs | verify | results | doctor."""
 
 import json
 import sys
@@ -94,8 +94,15 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     Args:
         action: get downloads the official release, checks and unpacks it; verify compares every file with its digest.
         dataset: cifar10; cifar10-mini, which is part of the repository; voc2007 to voc2012, PASCAL VOC of that year, to get;
-            voc:FOLDER, animals in VOC's layout, and folder:PATH, pictures with one subfolder a class, to verify.
+            voc:FOLDER, animals in VOC's layout, and folder:PATH, pictures with one subfolder a class, to verify; runs, the
+            published runs, to get where the library came without.
     """
+    if (action, dataset) == ("get", "runs"):
+        from csglib.release import get_runs
+
+        new, old = get_runs()
+        print(f"runs: {new} fetched, {old} were here (in {PUBLISHED})")
+        return
     from csglib import check_name
     from csglib.data import DATASETS, folder, get_cifar10, load
     from csglib.objects import get_voc
@@ -160,9 +167,22 @@ def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = P
     write(out, json.dumps(judged, indent=2) + "\n")
 
 
+def doctor() -> None:
+    """Say what is found here (Python, torch, GPU, data, runs) and what to do; exit with 1 where something has to be done."""
+    from csglib.doctor import examine
+
+    found = []
+    for finding in examine():
+        print(finding)
+        found.append(finding.state)
+    wrong = found.count("do")
+    print(f"{wrong} thing{'s' * (wrong > 1)} to do, marked `do`" if wrong else "Nothing has to be done.")
+    sys.exit(wrong > 0)
+
+
 def main() -> None:
     commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "verify": verify}
-    commands |= {"results": results, "missing": missing}
+    commands |= {"results": results, "missing": missing, "doctor": doctor}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="csglib", description=__doc__)
     except Problem as problem:

@@ -24,7 +24,9 @@ from tqdm.auto import tqdm
 
 from csglib import Problem, check_name
 
-ROOT = Path(__file__).resolve().parent.parent  # the repository
+HERE = Path(__file__).resolve().parent
+CLONE = not (HERE / "root").exists()  # else a wheel, whose csglib/root carries what it needs of the repository
+ROOT = HERE.parent if CLONE else HERE / "root"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -93,8 +95,9 @@ def present(name: str) -> bool:
 
 
 def folder() -> Path:
-    """Where downloads lie: the environment variable CSGLIB_DATA, or data/raw in the repository."""
-    return Path(os.environ.get("CSGLIB_DATA") or ROOT / "data" / "raw")
+    """Where downloads lie: the environment variable CSGLIB_DATA, or data/raw in the repository, or a cache without one."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csglib"
+    return Path(os.environ.get("CSGLIB_DATA") or (ROOT / "data" / "raw" if CLONE else cache))
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

@@ -98,6 +98,12 @@ def recipes(page: str, profile_name: str) -> dict[str, list[Recipe]]:
     return groups
 
 
+def enlarged(recipe: Recipe, profile_name: str) -> Recipe:
+    """The recipe's method, gate, seed and precision with the data and the schedule of a profile that trains on CIFAR-10."""
+    kept = {name: getattr(recipe, name) for name in ("method", "gate_density", "seed", "precision")}
+    return Recipe.from_dict(profile(profile_name).recipe | kept, str(FILE))
+
+
 def parameters(page: str, profile_name: str) -> dict:
     """The values that papermill sets in the page's notebook, beside `profile` and `runs_folder`."""
     return ((book()["pages"][page] or {}).get("parameters") or {}).get(profile_name, {})

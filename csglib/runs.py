@@ -22,11 +22,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from csglib import Problem, formats
-from csglib.data import ROOT, digest
+from csglib.data import CLONE, ROOT, digest, folder
 from csglib.files import check_size, parse_json, read_json, read_tensors, read_text, sync, write
 
 FORMAT = 2  # of the run folder; a folder of another format is refused
-PUBLISHED = ROOT / "data" / "runs"
+PUBLISHED = ROOT / "data" / "runs" if CLONE else folder() / "runs"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetensors", "metrics.json")
 AGAIN = "restore it with git, or train the run again into a new folder"

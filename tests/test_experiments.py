@@ -66,6 +66,16 @@ def test_the_paper_profile_follows_the_presumed_schedule_and_short_does_not():
     assert all(presumed(r) for group in experiments.recipes("table1", "paper").values() for r in group)
 
 
+def test_an_enlarged_recipe_keeps_its_gate_seed_and_precision_and_takes_data_and_schedule_of_the_profile():
+    small = Recipe(
+        dataset="cifar10-mini", epochs=4, cycle="sg", batch_size=64, lr=0.1, gate_density=0.3, seed=5, precision="float32"
+    )
+    for name, epochs in (("short", 30), ("paper", 200)):
+        large = experiments.enlarged(small, name)
+        assert (large.dataset, large.epochs, large.cycle, large.batch_size) == ("cifar10", epochs, "sgs", 128)
+        assert (large.gate_density, large.seed, large.precision) == (0.3, 5, "float32")
+
+
 def test_std_and_csg_differ_in_the_method_alone():
     table = experiments.recipes("table1", "short")
     for std, csg in zip(table["std"], table["csg"], strict=True):

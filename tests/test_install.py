@@ -1,13 +1,22 @@
 """What an installation promises: one lock for pip, conda and Binder; one version; no address of an index."""
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import venv
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import pytest
 import yaml
+from packaging.markers import Marker
 
 import csglib
+from csglib import release
 from csglib.data import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -39,6 +48,107 @@ def test_conda_and_binder_install_the_lock():
     assert "--no-deps --editable ." in (ROOT / "postBuild").read_text()
 
 
+def test_environment_yml_pins_nothing_beside_the_lock_and_takes_its_python():
+    """What conda itself installs is Python and tools; a package of the lock there would be pinned twice."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    *own, _ = environment["dependencies"]
+    names = {re.match(r"[a-z0-9-]+", d).group() for d in own}
+    assert names == {"python", "pip", "make", "git"} and not names & set(PINNED)
+    (python,) = [d.partition("=")[2] for d in own if d.startswith("python")]
+    for flow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        assert set(re.findall(r'python-version: "(.+)"', flow.read_text())) <= {python}, flow.name
+    assert f"--python-version {python}" in (ROOT / "Makefile").read_text()  # of `make lock`
+
+
+def test_the_environment_made_from_the_lock_has_its_versions():
+    """`make` has made this environment from the lock, as conda and Binder do: nothing in it differs, nothing is missing."""
+    if not (ROOT / ".venv" / "ready").exists() or Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
+        pytest.skip("this is not the environment that `make` makes")
+    wrong = {}
+    for name, pinned, marker in re.findall(r"^([a-z0-9][a-z0-9._-]*)(?:\[[a-z,]+\])?==([^ ;\\]+)(?: ; ([^\\]+))?", LOCK, re.M):
+        if not marker or Marker(marker.strip()).evaluate():
+            try:
+                found = version(name)
+            except PackageNotFoundError:
+                found = None
+            if found != pinned:
+                wrong[name] = (pinned, found)
+    assert wrong == {}
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Path:
+    """A fresh environment into which `pip install .` has put csglib, and which lends everything else from this one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("csglib", "data"):
+        ignored = shutil.ignore_patterns("runs", "raw", "__pycache__")
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=ignored)
+    (folder / "source" / "book").mkdir()
+    for name in ("book/experiments.yml", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source" / name)
+    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-index", "--no-deps"]
+    build = [*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", folder / "wheel", folder / "source"]
+    subprocess.run([sys.executable, *build], check=True)
+    venv.create(folder / "venv", with_pip=True)
+    (wheel,) = (folder / "wheel").iterdir()
+    subprocess.run([folder / "venv" / "bin" / "python", *pip, "install", *offline, wheel], check=True)
+    lent = next(p for p in map(Path, sys.path) if p.name == "site-packages" and (p / "torch").exists())
+    site = next((folder / "venv").glob("lib/python*/site-packages"))
+    (site / "lent.pth").write_text(f"{lent}\n")
+    return folder
+
+
+def call(installed: Path, *words: str) -> subprocess.CompletedProcess:
+    """A command of that environment in an empty folder, with no file of the repository and a cache of its own."""
+    (installed / "empty").mkdir(exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CSGLIB_DATA")}
+    environment |= {"XDG_CACHE_HOME": str(installed / "cache"), "TQDM_DISABLE": "1"}
+    bin = installed / "venv" / "bin"
+    return subprocess.run(
+        [bin / words[0], *words[1:]], cwd=installed / "empty", env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_wheel_gives_the_command_and_the_doctor_finds_nothing_to_do(installed):
+    done = call(installed, "csglib", "doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"installed in {installed / 'venv'}" in done.stdout and "2000 training and 1000 test images" in done.stdout
+    assert f"downloads go to {installed / 'cache' / 'csglib'}" in done.stdout
+    assert "csglib data get runs" in done.stdout
+
+
+def test_the_wheel_is_typed_and_carries_what_pages_read_but_the_runs(installed):
+    where = Path(call(installed, "python", "-c", "import csglib; print(csglib.__file__)").stdout.strip()).parent
+    assert where.is_relative_to(installed / "venv") and (where / "py.typed").exists()
+    carried = {p.relative_to(where / "root").as_posix() for p in (where / "root").rglob("*") if p.is_file()}
+    assert {
+        "book/experiments.yml",
+        "data/cifar10-mini/train.webp",
+        "data/measured/detection.json",
+        "data/step-cost.json",
+    } <= carried
+    assert not any(name.startswith("data/runs") for name in carried)
+    address = call(installed, "python", "-c", "from csglib import release; print(release.repository())").stdout.strip()
+    assert address == release.repository()
+
+
+def test_the_wheel_trains_on_the_sample_and_fetches_the_published_runs(installed, run):
+    flags = "--dataset cifar10-mini --method standard --epochs 1 --batch-size 500 --device cpu --out run"
+    done = call(installed, "csglib", "train", *flags.split())
+    assert done.returncode == 0, done.stderr
+    provenance = json.loads((installed / "empty" / "run" / "provenance.json").read_text())
+    assert provenance["commit"] is None  # no repository made it
+    root = installed / "NAME" / "data" / "runs"
+    root.mkdir(parents=True)
+    shutil.copytree(run.path, root / "one")
+    subprocess.run(["tar", "--create", "--gzip", "--file", installed / "HEAD.tar.gz", "-C", installed, "NAME"], check=True)
+    code = f"from csglib import release, runs; print(release.get_runs(url='{(installed / 'HEAD.tar.gz').as_uri()}'))"
+    assert call(installed, "python", "-c", code).stdout == "(1, 0)\n"
+    assert "one" in call(installed, "csglib", "runs").stdout
+
+
 def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert PROJECT["version"] == csglib.__version__ == citation["version"]
@@ -52,7 +162,7 @@ import sys
 for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "papermill", "snakemake", "tyro", "sklearn",
              "jsonschema"):
     sys.modules[name] = None
-import csglib.train, csglib.metrics, csglib.claims, csglib.experiments
+import csglib.train, csglib.metrics, csglib.claims, csglib.experiments, csglib.doctor, csglib.release
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,0 +1,160 @@
+"""What is found here and what to do about it: `csglib doctor`, and the choice of profile and precision for the device."""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from csglib import Problem, __version__, check_name, runs
+from csglib.data import CIFAR10_FOLDER, CLONE, ROOT, folder, load, verify_cifar10
+from csglib.runs import Recipe
+
+PROFILES = ("auto", "quick", "short", "paper")
+TOOLS = {
+    "notebooks": ("ipywidgets", "matplotlib", "pandas", "tabulate"),
+    "the book": ("jupyter_book", "papermill", "snakemake"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What suits the device: a profile of book/experiments.yml, and the precision that training will take."""
+
+    profile: str
+    precision: str
+    told: str  # the device and the reason, one sentence
+
+    def __str__(self) -> str:
+        return self.told
+
+
+def choose(profile: str = "auto") -> Choice:
+    """The profile and the precision for the device that is here.
+
+    `auto` is quick without a GPU, paper on a GPU that computes bfloat16, short on an older one such as Colab's T4.  The
+    precision is training's own choice.  Raises Problem where the profile is unknown.
+    """
+    from csglib.train import pick_device, settle_precision
+
+    check_name("profile", profile, PROFILES)
+    device = pick_device(None)
+    settled, why = settle_precision(Recipe(), device)
+    gpu = device.type == "cuda"
+    if profile == "auto":
+        profile = "quick" if not gpu else "paper" if settled.precision == "bfloat16" else "short"
+    told = f"{'GPU' if gpu else 'No GPU'}: profile {profile}, precision {settled.precision}, since {why}."
+    return Choice(profile, settled.precision, told)
+
+
+@dataclass(frozen=True)
+class Finding:
+    state: str  # ok | note: could be more, nothing has to be done | do: something has to be done
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.state:5}{self.text}"
+
+
+def examine() -> Iterator[Finding]:
+    """Everything that csglib needs or can use, in the order in which it matters."""
+    yield Finding("ok", f"csglib {__version__}, {f'the repository in {ROOT}' if CLONE else f'installed in {ROOT.parent}'}")
+    yield pair()
+    yield gpu()
+    for purpose, names in TOOLS.items():
+        if lacking := [name for name in names if find_spec(name) is None]:
+            yield Finding(
+                "note", f"tools for {purpose}: no {', '.join(lacking)}; `pip install '.[book]'` in a clone brings them"
+            )
+        else:
+            yield Finding("ok", f"tools for {purpose}")
+    yield place()
+    yield sample()
+    yield cifar10()
+    yield published()
+
+
+def pair() -> Finding:
+    """Python and torch; torchvision tells when it is imported that its torch is another one than it was built for."""
+    try:
+        import torchvision.ops  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        told = " ".join(str(error).split())[:100]
+        return Finding(
+            "do", f"torchvision cannot be used ({told}): `pip install --upgrade torch torchvision` gets a pair that fits"
+        )
+    return Finding("ok", f"Python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}")
+
+
+def gpu() -> Finding:
+    """A small computation, as a GPU may be there and too old for this torch."""
+    import torch
+
+    if torch.cuda.is_available():
+        try:
+            (torch.zeros(1, device="cuda") + 1).item()
+        except RuntimeError as error:
+            told = str(error).splitlines()[0][:100]
+            return Finding(
+                "do", f"the GPU cannot be used ({told}): install a torch for it, or hide it, CUDA_VISIBLE_DEVICES=''"
+            )
+        return Finding("ok", str(choose()))
+    if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        why = "its driver is too old" if torch.version.cuda else "this torch was built without CUDA"
+        return Finding(
+            "do",
+            f"nvidia-smi is here, but torch sees no GPU ({why}, or no GPU is free): update it, or set CUDA_VISIBLE_DEVICES=''",
+        )
+    return Finding("note", str(choose()))
+
+
+def place() -> Finding:
+    """Where downloads go: there, or the nearest folder above, has to be writable."""
+    where = there = folder().absolute()
+    while not there.exists():
+        there = there.parent
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        told = f"downloads go to {where}, which cannot be written ({error.strerror})"
+        return Finding("do", f"{told}: set CSGLIB_DATA to a folder that can")
+    return Finding("ok", f"downloads go to {where}, where {shutil.disk_usage(there).free / 1e9:.0f} GB are free")
+
+
+def sample() -> Finding:
+    try:
+        found = load("cifar10-mini")
+    except Problem as problem:
+        return Finding("do", str(problem))
+    return Finding("ok", f"the sample cifar10-mini: {len(found.train)} training and {len(found.test)} test images")
+
+
+def cifar10() -> Finding:
+    if not (folder() / CIFAR10_FOLDER).exists():
+        return Finding("note", "CIFAR-10 is not here, and only training on it needs it: `csglib data get cifar10`, 162 MiB")
+    try:
+        verify_cifar10()
+    except Problem as problem:
+        return Finding("do", str(problem))
+    return Finding("ok", "CIFAR-10, as released")
+
+
+def published(where: Path | None = None) -> Finding:
+    """Each run is opened, and so compared with its digests."""
+    where = where or runs.PUBLISHED
+    found = sorted(p.parent for p in where.glob("*/provenance.json"))
+    if not found:
+        return Finding("note", f"no published run in {where}, and only pages of results need them: `csglib data get runs`")
+    damaged = []
+    for path in found:
+        try:
+            runs.read(path)
+        except Problem as problem:
+            damaged.append(str(problem))
+    if damaged:
+        return Finding("do", f"{len(damaged)} of {len(found)} published runs cannot be used, the first: {damaged[0]}")
+    return Finding("ok", f"{len(found)} published runs in {where}")

@@ -1,0 +1,132 @@
+"""The doctor: what it says of this machine and of others, and which profile and precision suit a device."""
+
+import shutil
+import sys
+from collections import namedtuple
+
+import pytest
+import torch
+
+from csglib import Problem, data, doctor, runs, train
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(name, capability): as if there were such a GPU; none can be computed on."""
+
+    def pretend(name: str, capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
+
+    return pretend
+
+
+def named(text: str) -> doctor.Finding:
+    return next(f for f in doctor.examine() if text in f.text)
+
+
+def test_without_a_gpu_the_page_trains_the_sample(monkeypatch):
+    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cpu"))
+    settled = train.settle_precision(runs.Recipe(), torch.device("cpu"))[0].precision
+    assert (doctor.choose().profile, doctor.choose().precision) == ("quick", settled)
+    assert str(doctor.choose()).startswith(f"No GPU: profile quick, precision {settled}, since this processor")
+
+
+def test_a_t4_gets_the_short_schedule_and_the_precision_that_training_takes_there(gpu):
+    gpu("Tesla T4", (7, 5))
+    settled = train.settle_precision(runs.Recipe(), torch.device("cuda"))[0].precision
+    assert settled != "bfloat16"
+    assert (doctor.choose().profile, doctor.choose().precision) == ("short", settled)
+    assert str(doctor.choose()).startswith(f"GPU: profile short, precision {settled}, since Tesla T4 does not compute bfloat16")
+
+
+def test_a_gpu_with_bfloat16_gets_the_papers_schedule(gpu):
+    gpu("NVIDIA L4", (8, 9))
+    assert (doctor.choose().profile, doctor.choose().precision) == ("paper", "bfloat16")
+    assert "precision bfloat16, since NVIDIA L4 computes" in doctor.choose().told
+
+
+def test_a_profile_that_is_asked_for_is_taken_and_an_unknown_one_refused(gpu):
+    gpu("NVIDIA L4", (8, 9))
+    assert doctor.choose("quick").profile == "quick"
+    with pytest.raises(Problem, match="unknown profile 'fast': choose one of auto, quick, short, paper"):
+        doctor.choose("fast")
+
+
+def test_here_nothing_has_to_be_done(csglib, monkeypatch, tmp_path):
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    code, out, err = csglib("doctor")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[-1] == "Nothing has to be done."
+    for part in (
+        f"torch {torch.__version__.split('+')[0]}",
+        "2000 training",
+        "csglib data get cifar10",
+        "published runs in",
+        str(tmp_path),
+    ):
+        assert any(part in line for line in lines[:-1]), part
+
+
+def test_where_something_has_to_be_done_the_exit_status_says_so(csglib, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path / "file"))
+    code, out, _ = csglib("doctor")
+    assert code == 1
+    assert out.splitlines()[-1] == "1 thing to do, marked `do`"
+    assert [line for line in out.splitlines() if line.startswith("do ")][0].endswith("set CSGLIB_DATA to a folder that can")
+
+
+def test_altered_files_of_cifar10_have_to_be_replaced(monkeypatch, tmp_path):
+    (tmp_path / data.CIFAR10_FOLDER).mkdir()
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    assert doctor.cifar10().state == "do" and "data_batch_1.bin is missing" in doctor.cifar10().text
+
+
+def test_a_damaged_run_is_found_and_no_run_is_only_noted(run, tmp_path):
+    assert doctor.published(tmp_path).state == "note" and "csglib data get runs" in doctor.published(tmp_path).text
+    shutil.copytree(run.path, tmp_path / "whole")
+    assert doctor.published(tmp_path).text == f"1 published runs in {tmp_path}"
+    shutil.copytree(run.path, tmp_path / "damaged")
+    (tmp_path / "damaged" / "metrics.json").write_text("{}")
+    found = doctor.published(tmp_path)
+    assert found.state == "do" and "1 of 2" in found.text and "metrics.json was altered" in found.text
+
+
+def test_a_sample_that_was_altered_has_to_be_restored(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    assert doctor.sample().state == "do"
+
+
+def test_a_gpu_that_cannot_compute_or_that_torch_does_not_see_has_to_be_seen_to(gpu, monkeypatch):
+    gpu("Tesla K80", (3, 7))
+
+    def fails(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "zeros", fails)
+    assert doctor.gpu().state == "do" and "no kernel image" in doctor.gpu().text and "more" not in doctor.gpu().text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert doctor.gpu().state == "do" and "nvidia-smi is here" in doctor.gpu().text
+
+
+def test_a_torchvision_of_another_torch_is_found(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
+    assert doctor.pair().state == "do" and "pip install --upgrade torch torchvision" in doctor.pair().text
+
+
+def test_little_disk_space_is_told(monkeypatch):
+    usage = namedtuple("usage", "total used free")(0, 0, 3_000_000_000)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    assert "3 GB are free" in doctor.place().text
+
+
+def test_missing_notebook_tools_are_only_noted(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "papermill" else object())
+    assert named("the book").state == "note" and "no papermill;" in named("the book").text
+    assert named("notebooks").state == "ok"
