@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= quick
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+CLUSTER ?= # slurm or kubernetes, with cluster/NAME/config.yaml: recipes train there
 BIN := .venv/bin
 
 .PHONY: book test reproduce lock lint clean
