@@ -5,8 +5,6 @@
 # profile  smoke | quick | short | paper, see book/experiments.yml
 # build    where everything generated goes; the runs of short and paper go to data/runs, beside the published ones
 #
-# On a cluster (cluster/NAME/config.yaml) each recipe is a job with a GPU of its own; what only reads runs stays where it started.
-#
 # Executed notebooks lie in a folder of their profile, so that a change of profile is a change of input.
 # Every run that exists is opened, and so compared with its digests, before anything is made of it; `verify` recomputes each
 # once and marks it in build/verified under its name and a digest of its provenance and the code.
@@ -73,12 +71,6 @@ for recipe in RECIPES.values():
     if not wanted(recipe):
         why = "its photographs are not here" if TRAIN else "not published yet"
         print(f"{why}, left out of the book: {recipe.command}", file=sys.stderr)
-
-
-localrules:
-    book,
-    notebook,
-    results,
 
 
 rule book:
