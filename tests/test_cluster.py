@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import BIN, ROOT
-from test_pipeline import EXPERIMENTS, copied  # noqa: F401
+from test_pipeline import EXPERIMENTS, SMOKE, copied  # noqa: F401
 
 from csglib import runs
 
 TWO = EXPERIMENTS | {
+    "profiles": EXPERIMENTS["profiles"] | {"smoke": EXPERIMENTS["profiles"]["smoke"] | {"recipe": SMOKE | {"epochs": 1}}},
     "experiments": {"std": {"method": "standard"}, "matched": {"method": "matched"}},
     "pages": EXPERIMENTS["pages"] | {"table1": {"experiments": ["std", "matched"]}},
 }
@@ -150,10 +151,11 @@ def test_a_job_of_kubernetes_brings_its_run_back_to_the_clone(book, kubernetes):
     needs("kubernetes")
     server, config = kubernetes
     book = book.rename(book.with_name("book"))  # Snakemake passes a storage's prefix without quotes
-    (server.pods / "bin").mkdir()
-    (server.pods / "bin/pip").symlink_to("/bin/true")  # what a pod would install is here
-    path = f"{server.pods / 'bin'}{os.pathsep}{BIN}{os.pathsep}{os.environ['PATH']}"
-    code, out = snakemake(book, *KUBERNETES, PWD=str(book), KUBECONFIG=config, PATH=path)
+    (book / ".venv/bin").mkdir(parents=True)  # as on the volume
+    for name, does in {"python": f'exec {BIN}/python "$@"', "csglib": f'exec {BIN}/csglib "$@"', "pip": "true"}.items():
+        (book / ".venv/bin" / name).write_text(f"#!/bin/sh\n{does}\n")  # what pip would install is here
+        (book / ".venv/bin" / name).chmod(0o755)
+    code, out = snakemake(book, *KUBERNETES, PWD=str(book), KUBECONFIG=config)
     assert code == 0, out[-3000:]
     assert len(server.jobs) == 2
     for manifest, _ in server.jobs.values():

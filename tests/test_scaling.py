@@ -69,6 +69,7 @@ def test_hours_and_price_follow_from_speed_and_exchange(small):
     assert two["exchange_ms"] == pytest.approx((1000, 2000)) and two["steps"] == 50 and two["batch"] == 20
     assert two["hours"] == pytest.approx((3 * 50 * max(0.25, 1) / 3600, 3 * 50 * (1 + 2) / 3600))  # hidden, and added
     assert two["gpu_hours"] == pytest.approx([2 * h for h in two["hours"]])
+    assert two["price"] == pytest.approx([3 * 2 * h for h in two["hours"]])
 
 
 def test_a_deep_network_on_a_small_batch_waits_for_its_kernels(small):
