@@ -14,6 +14,7 @@ book: .venv/ready $(if $(CLUSTER),recipes)
 
 recipes: .venv/cluster
 	@test -f 'cluster/$(CLUSTER)/config.yaml' || { echo 'csglib: no cluster "$(CLUSTER)": use slurm or kubernetes' >&2; exit 2; }
+	@test '$(PROFILE)' != quick || { echo 'csglib: profile quick trains nothing: use PROFILE=short or paper' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" PWD="$(CURDIR)" snakemake --profile 'cluster/$(CLUSTER)' --rerun-triggers mtime input \
 	  --rerun-incomplete --nolock --config profile='$(PROFILE)'
 

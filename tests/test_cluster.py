@@ -168,3 +168,15 @@ def test_a_job_of_kubernetes_brings_its_run_back_to_the_clone(book, kubernetes):
         assert pod["restartPolicy"] == "Never" and pod["tolerations"][0]["key"] == "nvidia.com/gpu"
     trained = [runs.read(folder) for folder in sorted((book / "build/runs").iterdir())]
     assert {run.recipe.method for run in trained} == {"standard", "matched"}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["CLUSTER=nowhere"], 'no cluster "nowhere": use slurm or kubernetes'),
+        (["CLUSTER=slurm"], "profile quick trains nothing"),
+    ],
+)
+def test_a_cluster_or_profile_that_cannot_train_is_refused_in_a_sentence(words, said):
+    done = subprocess.run(["make", "-o", ".venv/cluster", "recipes", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"csglib: {said}" in done.stderr
