@@ -2,10 +2,12 @@
 
 import json
 import math
+import runpy
 from dataclasses import replace
 
 import pytest
 import torchvision
+from conftest import ROOT
 
 from csglib import Problem, scaling
 from csglib.runs import Recipe
@@ -134,3 +136,14 @@ def test_the_table_shows_every_row_and_no_price_that_nobody_gave():
     price = [word.strip() for word in shown[0].split("|")].index("Price")
     assert {line.split("|")[price].strip() for line in shown[2:]} == {"–"}
     assert {line.split("|")[price].strip() for line in scaling.table(2.0).data.splitlines()[2:]}.isdisjoint({"–"})
+
+
+def test_the_tool_measures_what_the_sheet_reads(nothing_measured):
+    tool = runpy.run_path(str(ROOT / "tools" / "scaling.py"))
+    task = SMALL._replace(recipe=replace(SMALL.recipe, method="csg", gate_density=0.2))
+    step = tool["measure_steps"](task, 2, "float32")
+    scaling.STEPS.write_text(json.dumps({"steps": [step], "decoded_per_core": tool["measure_decoding"](1)}))
+    found = scaling.on_a_processor()
+    assert found["decoded_per_core"] > 1 and 0.1 < found["steps"][0]["csg_ratio"] < 10
+    assert scaling.gate_ratio(task) == pytest.approx(1 + (step["csg_ratio"] - 1) / 3)  # one of its three epochs is gated
+    assert step["operations"] == scaling.counted(task)["operations"]

@@ -14,7 +14,9 @@ import time
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
+from tyro.conf import Positional
 
 from csglib import Problem, data, methods, nets, runs, scaling, train
 from csglib.runs import Recipe
@@ -89,7 +91,14 @@ def measure_decoding(rounds: int) -> float:
     return round(1 / statistics.median(seconds(decode) for _ in range(20 * rounds)), 1)
 
 
-def measure(rounds: int) -> dict:
+def measure(rounds: Positional[int] = 7) -> None:
+    """Time the steps and write the file.
+
+    Args:
+        rounds: Steps of each network and method.
+    """
+    if rounds < 2:
+        raise Problem(f"{rounds} rounds have no spread: use 2 or more")
     torch.manual_seed(0)
     device = torch.device("cpu")
     precision = train.settle_precision(Recipe(), device)[0].precision
@@ -100,17 +109,22 @@ def measure(rounds: int) -> dict:
             found.append(measure_steps(task._replace(pixels=pixels), rounds, precision))
             print(found[-1], file=sys.stderr)
     kept = {name: here[name] for name in ("commit", "dirty", "hardware")}
-    return {"steps": found, "decoded_per_core": measure_decoding(rounds), "precision": precision, "rounds": rounds} | kept
+    told = {"steps": found, "decoded_per_core": measure_decoding(rounds), "precision": precision, "rounds": rounds} | kept
+    runs.write(scaling.STEPS, runs.dump(told))
+
+
+def table(price: Positional[float | None] = None) -> None:
+    """Print the sheet.
+
+    Args:
+        price: Of a GPU-hour, in any currency.
+    """
+    print(scaling.table(price).data)
 
 
 if __name__ == "__main__":
     try:
-        if sys.argv[1:2] == ["measure"]:
-            runs.write(scaling.STEPS, runs.dump(measure(int(sys.argv[2]) if len(sys.argv) > 2 else 7)))
-        elif sys.argv[1:2] == ["table"]:
-            print(scaling.table(float(sys.argv[2]) if len(sys.argv) > 2 else None).data)
-        else:
-            sys.exit(__doc__)
+        tyro.extras.subcommand_cli_from_dict({"measure": measure, "table": table}, description=__doc__)
     except Problem as problem:
         print(f"csglib: {problem}", file=sys.stderr)
         sys.exit(2)
