@@ -2,13 +2,21 @@
 PYTHON ?= python3
 PROFILE ?= quick
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+# slurm or kubernetes, as cluster/CLUSTER/config.yaml says: missing runs are trained there first
+CLUSTER ?=
 BIN := .venv/bin
 
-.PHONY: book test bench reproduce pdf zip address lock lint clean
+.PHONY: book recipes test bench reproduce pdf zip address lock lint clean
 
-book: .venv/ready
+book: .venv/ready $(if $(CLUSTER),recipes)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --quiet rules --cores $(CORES) --rerun-triggers mtime input --rerun-incomplete \
 	  --nolock --config profile='$(PROFILE)'
+
+recipes: .venv/cluster
+	@test -f 'cluster/$(CLUSTER)/config.yaml' || { echo 'csglib: no cluster "$(CLUSTER)": use slurm or kubernetes' >&2; exit 2; }
+	@test '$(PROFILE)' != quick || { echo 'csglib: profile quick trains nothing: use PROFILE=short or paper' >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" PWD="$(CURDIR)" snakemake --profile 'cluster/$(CLUSTER)' --rerun-triggers mtime input \
+	  --rerun-incomplete --nolock --config profile='$(PROFILE)'
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
@@ -37,9 +45,16 @@ lint: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+.venv/cluster: .venv/ready cluster/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r cluster/requirements.lock
+	touch $@
+
+COMPILE := uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+CLUSTERS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["cluster"], sep="\n")
+
 lock:  # for Linux and macOS, every Python from 3.11 on; needs uv
-	uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-emit-index-url --no-header \
-	  --python-version 3.11 --output-file requirements.lock
+	$(COMPILE) pyproject.toml --extra book --extra lite --extra test --output-file requirements.lock
+	$(PYTHON) -c '$(CLUSTERS)' | $(COMPILE) - --constraints requirements.lock --output-file cluster/requirements.lock
 
 clean:
 	rm -rf build .snakemake

@@ -1,0 +1,130 @@
+"""Measure what csglib.scaling takes from a processor, into data/measured/scaling.json, or print its table with a price.
+
+    python tools/scaling.py measure [ROUNDS]
+    python tools/scaling.py table [PRICE OF A GPU-HOUR]
+
+Every round times a step of standard training and one of CSG's gated epochs in turn, so that what else the machine does falls
+on both.
+"""
+
+import io
+import statistics
+import sys
+import time
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from tyro.conf import Positional
+
+from csglib import Problem, data, methods, nets, runs, scaling, train
+from csglib.runs import Recipe
+
+BATCH = {18: 16, 152: 4}  # images a step here, so that a step takes a few seconds and a few GB
+PICTURE = (500, 375)  # pixels of the photograph whose decoding is timed, as most of ImageNet's and VOC's are
+
+
+def stepper(task: scaling.Task, name: str, batch: int, precision: str):
+    """step() makes one training step of the task's network by the method, as train.train_epoch does."""
+    fields = task.recipe.changed() | {"method": name, "weights": "fresh", "batch_size": batch, "precision": precision}
+    recipe = Recipe(**{k: v for k, v in fields.items() if name == "csg" or not k.startswith("gate_")})
+    m, net = methods.method(recipe), nets.build(recipe.net, task.classes).to(memory_format=torch.channels_last)
+    nets.freeze(net, recipe.thaw)
+    gate = m.gate(recipe, net)
+    epoch = scaling.dearest_epoch(recipe)
+    optimisers = [train.weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate)] if m.optimiser else [])
+    x = data.to_float(torch.randint(0, 256, (batch, 3, task.pixels, task.pixels), dtype=torch.uint8))
+    y = torch.randint(0, task.classes, (batch,))
+    net.train()
+
+    def step() -> None:
+        with train.autocast(torch.device("cpu"), precision):
+            loss, _ = m.loss(recipe, epoch, net, gate, x, y)
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        if m.after_step:
+            m.after_step(recipe, gate)
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+
+    return step
+
+
+def seconds(work) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def measure_steps(task: scaling.Task, rounds: int, precision: str) -> dict:
+    batch = BATCH[152 if "152" in task.recipe.net else 18]
+    steps = {name: stepper(task, name, batch, precision) for name in ("standard", "csg")}
+    times = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds + 1)][1:]  # the first warms up
+    speeds = [batch / t["standard"] for t in times]
+    ratios = [t["csg"] / t["standard"] for t in times]
+    return {
+        "net": task.recipe.net,
+        "thaw": task.recipe.thaw,
+        "pixels": task.pixels,
+        "batch": batch,
+        "operations": scaling.counted(task)["operations"],
+        "images_per_second": round(statistics.median(speeds), 3),
+        "images_quartiles": [round(q, 3) for q in statistics.quantiles(speeds, n=4)[::2]],
+        "csg_ratio": round(statistics.median(ratios), 4),
+        "csg_quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)[::2]],
+    }
+
+
+def measure_decoding(rounds: int) -> float:
+    """Images a second that one core decodes from JPEG, crops and scales to 224 pixels: a picture made of the sample's."""
+    images = data.load("cifar10-mini").train.images[:48].permute(0, 2, 3, 1).numpy()
+    mosaic = np.concatenate([np.concatenate(list(images[i : i + 8]), axis=1) for i in range(0, 48, 8)])
+    file = io.BytesIO()
+    Image.fromarray(mosaic).resize(PICTURE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+
+    def decode() -> None:
+        picture = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+        np.asarray(picture.crop((60, 0, 435, 375)).resize((224, 224), Image.Resampling.BILINEAR))
+
+    return round(1 / statistics.median(seconds(decode) for _ in range(20 * rounds)), 1)
+
+
+def measure(rounds: Positional[int] = 7) -> None:
+    """Time the steps and write the file.
+
+    Args:
+        rounds: Steps of each network and method.
+    """
+    if rounds < 2:
+        raise Problem(f"{rounds} rounds have no spread: use 2 or more")
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    precision = train.settle_precision(Recipe(), device)[0].precision
+    here = runs.provenance(device)
+    found = []
+    for task in scaling.tasks():
+        for pixels in dict.fromkeys((224, task.pixels)):
+            found.append(measure_steps(task._replace(pixels=pixels), rounds, precision))
+            print(found[-1], file=sys.stderr)
+    kept = {name: here[name] for name in ("commit", "dirty", "hardware")}
+    told = {"steps": found, "decoded_per_core": measure_decoding(rounds), "precision": precision, "rounds": rounds} | kept
+    runs.write(scaling.STEPS, runs.dump(told))
+
+
+def table(price: Positional[float | None] = None) -> None:
+    """Print the sheet.
+
+    Args:
+        price: Of a GPU-hour, in any currency.
+    """
+    print(scaling.table(price).data)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.extras.subcommand_cli_from_dict({"measure": measure, "table": table}, description=__doc__)
+    except Problem as problem:
+        print(f"csglib: {problem}", file=sys.stderr)
+        sys.exit(2)
