@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import Problem, claims, experiments, runs, tables
+from csglib import Problem, claims, experiments, runs, scaling, speed, tables
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -66,6 +66,12 @@ def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
     (sources / "_runs.md").write_text("\n".join(tables.run_entry(found[name]) for name in sorted(found)))
 
 
+def write_speed(sources: Path) -> None:
+    """What was measured of speed, and what is predicted from it."""
+    (sources / "_speed.md").write_text(f"{speed.table().data}\n\n{speed.sentence().data}\n")
+    (sources / "_scaling.md").write_text(f"{scaling.table().data}\n")
+
+
 def assemble(build: Path, profile: str, runs_folder: str) -> int:
     done, sources, work = build / profile, build / "book_src", build / "jupyter-book"
     for folder in (sources, work):
@@ -75,6 +81,7 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
         nbformat.write(clean(nbformat.read(done / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
     write_results(sources, json.loads((done / "results.json").read_text()))
     write_runs(sources, profile, runs_folder)
+    write_speed(sources)
 
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(sources)]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(work), "--all", "-W", "-n", "--keep-going"]
