@@ -137,6 +137,7 @@ def test_checkpoints_come_at_the_chosen_interval(whole, stop_at, monkeypatch, tm
 
 def test_a_full_disk_stops_with_one_sentence_and_the_earlier_checkpoint_goes_on(whole, stop_at, monkeypatch, tmp_path):
     """The kernel's limit on the size of a file stands in for the disk's end: the write fails half-way."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # its bar may go to a file, which the limit would stop too
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     stop_at(1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1])))
     try:
