@@ -19,6 +19,9 @@ from jaxtyping import install_import_hook
 install_import_hook("csglib", "beartype.beartype")  # before csglib is first imported
 
 from csglib import data, runs  # noqa: E402
+from csglib.information import mutual_information  # noqa: E402
+
+mutual_information(torch.rand(8, 1), torch.arange(8) % 2, 2)  # numba compiles it once, and not under a test's broken disk
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
