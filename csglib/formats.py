@@ -123,11 +123,22 @@ MEASURED = {
     ),
 }
 
+POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+PAIR = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 SPEED = record(
     {"name": PLAIN, "unit": PLAIN, "against": PLAIN, "value": {"type": ["number", "null"]}, "detail": {"type": "object"}}
     | {"spread": {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}}
     | {"hardware": {"anyOf": [HARDWARE, {"type": "null"}]}},
     rest=False,
+)
+LARGE = record(  # a step of a large network
+    {"net": PLAIN, "thaw": PLAIN, "pixels": WHOLE, "batch": WHOLE, "operations": WHOLE}
+    | {"images_per_second": POSITIVE, "images_quartiles": PAIR, "csg_ratio": POSITIVE, "csg_quartiles": PAIR},
+    rest=False,
+)
+MEASURED["scaling"] = sealed(
+    {"steps": {"type": "array", "items": LARGE}, "decoded_per_core": POSITIVE, "precision": PLAIN, "rounds": WHOLE}
+    | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
 

@@ -19,6 +19,7 @@ TOOLS = {
     "detection": "tools/detection.py",
     "localisation": "tools/localisation.py",
     "animals-trials": "tools/trials.py FOLDER",
+    "scaling": "tools/scaling.py measure",
     "speed": "tools/bench.py",
     "step-cost": "tools/step_cost.py",
     "third-party-resnet20": "tools/third_party.py PATH",

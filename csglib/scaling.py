@@ -13,14 +13,10 @@ from IPython.display import Markdown
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from csglib import Problem, experiments, formats, measured, nets
-from csglib.files import parse_json, read_json, read_text
+from csglib import Problem, experiments, measured, nets
 from csglib.methods import method
 from csglib.runs import Recipe
 from csglib.tables import markdown
-
-SPEED = measured.FOLDER / "speed.json"  # what a GPU measured: a list of {name, value, unit, spread, against, hardware}
-STEPS = measured.FOLDER / "scaling.json"  # what tools/scaling.py measured of a step on a processor
 
 
 class Task(NamedTuple):
@@ -32,22 +28,6 @@ class Task(NamedTuple):
     classes: int
     pixels: int  # sides of an image
     resident: bool  # whether the images lie decoded on every GPU, as csglib.data keeps them, or are decoded as they are needed
-
-
-ENTRY = formats.record({"name": {"type": "string"}, "value": {"type": "number", "exclusiveMinimum": 0}}, rest=True)
-STEP = {
-    "net": {"type": "string"},
-    "pixels": {"type": "integer"},
-    "images_per_second": {"type": "number", "exclusiveMinimum": 0},
-    "csg_ratio": {"type": "number", "exclusiveMinimum": 0},
-}
-MEASURED = formats.record(
-    {
-        "steps": {"type": "array", "items": formats.record(STEP, rest=True)},
-        "decoded_per_core": {"type": "number", "exclusiveMinimum": 0},
-    },
-    rest=True,
-)
 
 
 @dataclass(frozen=True)
@@ -119,8 +99,7 @@ def counted(task: Task) -> dict[str, int]:
 
 def on_a_processor() -> dict:
     """data/measured/scaling.json; no steps and no decoding where it is missing."""
-    remedy = "restore it with git, or run `python tools/scaling.py measure`"
-    return read_json(STEPS, remedy, MEASURED) if STEPS.exists() else {"steps": [], "decoded_per_core": None}
+    return measured.read("scaling") or {"steps": [], "decoded_per_core": None}
 
 
 def gate_ratio(task: Task) -> float:
@@ -139,12 +118,9 @@ def speed(task: Task, operations: int, machines: Machines) -> tuple[float, float
     as gpu_resnet18@layer4_224; without one they follow from counted operations and an assumed share of the peak.
     """
     name = f"gpu_{task.recipe.net}_{task.pixels}"
-    if SPEED.exists():
-        remedy = "restore it with git, or run `make bench` where a GPU is"
-        schema = formats.record({"list": {"type": "array", "items": ENTRY}})
-        for entry in parse_json(f'{{"list": {read_text(SPEED, remedy)}}}', SPEED, remedy, schema)["list"]:
-            if entry["name"] == name and entry.get("unit") == "images/s":
-                return entry["value"], entry["value"], f"measured: {entry.get('hardware', 'hardware not named')}"
+    for row in measured.read("speed").get("rows", []):
+        if row["name"] == name and row["unit"] == "images/s" and row["value"]:
+            return row["value"], row["value"], f"measured: {row['hardware']['gpu']}"
     low, high = (share * machines.peak / operations for share in machines.used)
     return low, high, f"assumed: {machines.used[0]:.0%} to {machines.used[1]:.0%} of the {machines.gpu}'s peak"
 

@@ -1,15 +1,15 @@
 """The sheet of cost and time: its counts against theory, its predictions against arithmetic by hand."""
 
-import json
 import math
 import runpy
 from dataclasses import replace
 
 import pytest
+import torch
 import torchvision
 from conftest import ROOT
 
-from csglib import Problem, scaling
+from csglib import Problem, measured, provenance, scaling
 from csglib.runs import Recipe
 from csglib.scaling import Machines, Task
 
@@ -23,8 +23,7 @@ PLAIN = Machines(
 
 @pytest.fixture
 def nothing_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(scaling, "SPEED", tmp_path / "speed.json")
-    monkeypatch.setattr(scaling, "STEPS", tmp_path / "scaling.json")
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
 
 
 @pytest.fixture
@@ -79,10 +78,32 @@ def test_a_deep_network_on_a_small_batch_waits_for_its_kernels(small):
     assert row["hours"] == pytest.approx((3 * 100 * 0.5 / 3600, 3 * 100 * 2.0 / 3600))
 
 
+def entry(name: str, value: float | None) -> dict:
+    """As tools/bench.py writes it."""
+    hardware = {"processor": "a processor", "threads": 1, "gpu": "a GPU"}
+    return {"name": name, "value": value, "unit": "images/s", "spread": None, "against": "", "hardware": hardware, "detail": {}}
+
+
+def on_a_processor(steps: list[tuple], decoded: float) -> None:
+    """As tools/scaling.py writes it: net, pixels and ratio of each step."""
+    rest = {
+        "thaw": "",
+        "batch": 1,
+        "operations": 1,
+        "images_per_second": 1.0,
+        "images_quartiles": [1, 1],
+        "csg_quartiles": [1, 1],
+    }
+    told = [{"net": net, "pixels": pixels, "csg_ratio": ratio} | rest for net, pixels, ratio in steps]
+    hardware = {"processor": "a processor", "threads": 1, "gpu": None}
+    code = {"commit": None, "dirty": None, "hardware": hardware, "precision": "float32", "rounds": 2}
+    measured.write("scaling", {"steps": told, "decoded_per_core": decoded} | code)
+
+
 def test_a_measurement_takes_the_place_of_the_assumption(small):
-    others = [{"name": "gpu_resnet20_64", "value": 1, "unit": "images/s"}, {"name": "gpu_resnet20_32", "value": 8, "unit": "x"}]
-    entry = {"name": "gpu_resnet20_32", "value": 500.0, "unit": "images/s", "hardware": "a GPU"}
-    scaling.SPEED.write_text(json.dumps([*others, entry]))
+    measured.write(
+        "speed", {"rows": [entry("gpu_resnet20_64", 1.0), entry("gpu_resnet20_32", 500.0), entry("gpu_other_32", None)]}
+    )
     (row,) = scaling.rows((1,), machines=PLAIN)
     assert row["basis"] == "measured: a GPU" and row["images_per_second"] == (500, 500)
 
@@ -91,15 +112,13 @@ def test_the_gate_s_share_counts_in_gated_epochs_alone(nothing_measured):
     """The nearest size of the same network is taken; the cycle sgs of 9 epochs has 3 gated ones."""
     task = SMALL._replace(recipe=replace(SMALL.recipe, method="csg", epochs=9))
     assert scaling.gate_ratio(task) == 1
-    rows = [("resnet20", 40, 1.3), ("resnet20", 99, 5.0), ("other", 32, 7.0)]
-    steps = [{"net": net, "pixels": p, "images_per_second": 1.0, "csg_ratio": r} for net, p, r in rows]
-    scaling.STEPS.write_text(json.dumps({"steps": steps, "decoded_per_core": 50.0}))
+    on_a_processor([("resnet20", 40, 1.3), ("resnet20", 99, 5.0), ("other", 32, 7.0)], 50.0)
     assert scaling.gate_ratio(task) == pytest.approx(1 + 0.3 * 3 / 9)
     assert scaling.gate_ratio(SMALL) == 1
 
 
 def test_cores_decode_for_the_higher_speed_where_images_do_not_lie_on_the_gpu(small, monkeypatch):
-    scaling.STEPS.write_text(json.dumps({"steps": [], "decoded_per_core": 15.0}))
+    on_a_processor([], 15.0)
     assert scaling.rows((1,), machines=PLAIN)[0]["cores"] is None
     monkeypatch.setattr(scaling, "tasks", lambda: [SMALL._replace(resident=False)])
     assert scaling.rows((1,), machines=PLAIN)[0]["cores"] == math.ceil(40 / 15)
@@ -120,15 +139,6 @@ def test_what_cannot_be_is_refused(small, change, said):
         scaling.rows(machines=PLAIN, **change)
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[1]", '[{"name": "gpu_resnet20_32", "value": 0}]', '[{"name": "a", "value": NaN}]', "{}"]
-)
-def test_a_file_of_speeds_that_holds_something_else_is_refused(small, text):
-    scaling.SPEED.write_text(text)
-    with pytest.raises(Problem, match="speed.json .*restore it with git"):
-        scaling.rows((1,))
-
-
 def test_the_table_shows_every_row_and_no_price_that_nobody_gave():
     shown = scaling.table().data.splitlines()
     assert len(shown) == 2 + 2 * 3
@@ -142,7 +152,9 @@ def test_the_tool_measures_what_the_sheet_reads(nothing_measured):
     tool = runpy.run_path(str(ROOT / "tools" / "scaling.py"))
     task = SMALL._replace(recipe=replace(SMALL.recipe, method="csg", gate_density=0.2))
     step = tool["measure_steps"](task, 2, "float32")
-    scaling.STEPS.write_text(json.dumps({"steps": [step], "decoded_per_core": tool["measure_decoding"](1)}))
+    code = {name: provenance.here(torch.device("cpu"))[name] for name in ("commit", "dirty", "hardware")}
+    told = {"steps": [step], "decoded_per_core": tool["measure_decoding"](1), "precision": "float32", "rounds": 2}
+    measured.write("scaling", told | code)
     found = scaling.on_a_processor()
     assert found["decoded_per_core"] > 1 and 0.1 < found["steps"][0]["csg_ratio"] < 10
     assert scaling.gate_ratio(task) == pytest.approx(1 + (step["csg_ratio"] - 1) / 3)  # one of its three epochs is gated

@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from csglib import Problem, data, methods, nets, runs, scaling, train
+from csglib import Problem, data, measured, methods, nets, provenance, scaling, train
 from csglib.runs import Recipe
 
 BATCH = {18: 16, 152: 4}  # images a step here, so that a step takes a few seconds and a few GB
@@ -102,7 +102,7 @@ def measure(rounds: Positional[int] = 7) -> None:
     torch.manual_seed(0)
     device = torch.device("cpu")
     precision = train.settle_precision(Recipe(), device)[0].precision
-    here = runs.provenance(device)
+    here = provenance.here(device)
     found = []
     for task in scaling.tasks():
         for pixels in dict.fromkeys((224, task.pixels)):
@@ -110,7 +110,7 @@ def measure(rounds: Positional[int] = 7) -> None:
             print(found[-1], file=sys.stderr)
     kept = {name: here[name] for name in ("commit", "dirty", "hardware")}
     told = {"steps": found, "decoded_per_core": measure_decoding(rounds), "precision": precision, "rounds": rounds} | kept
-    runs.write(scaling.STEPS, runs.dump(told))
+    measured.write("scaling", told)
 
 
 def table(price: Positional[float | None] = None) -> None:

@@ -1,0 +1,87 @@
+"""What `make bench` writes and the page tells of it.  Nothing here is timed: a benchmark is no test."""
+
+import json
+import runpy
+import sys
+
+import pytest
+from conftest import ROOT
+
+from csglib import Problem, measured, speed
+
+NAMES = ["cpu_train", "csg_step", "csg_step_1000", "mis", "mis_memory_mb", "peak_rss_mb"]
+NAMES += ["fast_minus_plain", "gpu_train", "gpu_run_s", "gpu_run8_s"]
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """The tool with an empty place for its results and measures that take no time."""
+    tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
+    values = tool["main"].__globals__
+    monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
+    monkeypatch.setattr(values["data"], "ROOT", tmp_path)
+    monkeypatch.setattr(values["torch"].cuda, "is_available", lambda: False)
+    values |= {"mis": lambda rounds: ([100.0, 110.0, 130.0][:rounds], {"seconds": 0.1})}
+    return values
+
+
+def rows(tmp_path) -> dict[str, dict]:
+    found = json.loads((tmp_path / "build" / "bench.json").read_text())
+    assert found == measured.read("speed")["rows"]
+    assert [row["name"] for row in found] == NAMES
+    assert all(set(row) == {"name", "value", "unit", "spread", "against", "hardware", "detail"} for row in found)
+    return {row["name"]: row for row in found}
+
+
+def test_a_measure_is_a_median_with_its_quartiles_and_its_machine(bench, tmp_path):
+    bench["main"](3, ["mis"])
+    row = rows(tmp_path)["mis"]
+    assert (row["value"], row["spread"], row["unit"]) == (110.0, [105.0, 120.0], "times")
+    assert row["hardware"]["processor"] and row["detail"]["rounds"] == 3
+    assert "| Mutual information on a CPU" in speed.table().data and "110.0 times (105.0 to 120.0)" in speed.table().data
+
+
+def test_what_this_machine_cannot_measure_keeps_its_last_measurement_and_says_where_it_was_made(bench, tmp_path, capsys):
+    bench["main"](1, ["mis", "gpu_run_s"])
+    assert rows(tmp_path)["gpu_run_s"]["value"] is None
+    assert "gpu_run_s: this machine cannot measure it" in capsys.readouterr().err
+    assert "not measured yet" in speed.table().data
+
+    hardware = {"processor": "a processor", "threads": 16, "gpu": "a large GPU"}
+    kept = rows(tmp_path) | {}
+    kept["gpu_run_s"] |= {"value": 55.5, "spread": [55.0, 56.0], "hardware": hardware, "detail": {"accuracy": [0.91]}}
+    measured.write("speed", {"rows": list(kept.values())})
+    bench["main"](3, ["mis", "gpu_run_s"])
+    row = rows(tmp_path)["gpu_run_s"]
+    assert row["value"] == 55.5 and row["hardware"] == hardware
+    assert "| a large GPU" in speed.table().data and "accuracy of 0.91" in speed.sentence().data
+
+
+def test_a_measure_that_fails_leaves_the_others_and_its_last_value(bench, tmp_path, capsys):
+    def broken(rounds):
+        raise Problem("there is no CIFAR-10 here")
+
+    bench["main"](3, ["mis"])
+    bench["mis"], bench["peak_rss"] = broken, lambda rounds: ([1000.0], {})
+    bench["main"](3, ["mis", "peak_rss_mb"])
+    assert rows(tmp_path)["mis"]["value"] == 110.0 and rows(tmp_path)["peak_rss_mb"]["value"] == 1000.0
+    assert "there is no CIFAR-10 here; its last measurement stays" in capsys.readouterr().err
+
+
+def test_a_child_that_fails_is_told_with_its_last_words(bench):
+    with pytest.raises(Problem, match="could not be measured: .*no-such-loop"):
+        bench["child"]("ours", "no-such-loop")
+
+
+def test_the_loops_of_the_benchmark_train(bench, monkeypatch):
+    """Both sides of the comparison, for a few steps each."""
+    monkeypatch.setitem(bench, "STEPS", 1)
+    for found in (bench["usual"]("cpu", 0), bench["ours"]("plain")):
+        assert found["step"] > 0 and found["start"] >= 0
+
+
+def test_memory_above_what_is_held_before_is_told(bench):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells a process its highest mark")
+    small, large = (bench["memory"](n)["mb"] for n in ("8", "256"))
+    assert 0 <= small < large
