@@ -71,11 +71,11 @@ class BasicBlock(nn.Module):
         self.stride, self.pad = stride, (planes - in_planes) // 2
 
     def forward(self, x: Float[Tensor, "N in H W"]) -> Float[Tensor, "N out h w"]:
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)  # in place: the same bits, and 4 MB less to write
         y = self.bn2(self.conv2(y))
         if self.pad:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
-        return F.relu(x + y)
+        return F.relu(y.add_(x), inplace=True)
 
 
 def resnet20(num_classes: int) -> Split:

@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def write(kept: dict[str, dict]) -> None:
 
 
 def child(*words: object) -> dict:
-    done = subprocess.run([sys.executable, __file__, "child", *map(str, words)], capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as cache:  # nothing that an earlier process compiled is found
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+        command = [sys.executable, __file__, "child", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise Problem(f"`{' '.join(map(str, words))}` could not be measured: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -290,8 +294,6 @@ def peak_rss(rounds: int) -> tuple[list[float], dict]:
 
 
 def peak(loop: str) -> dict:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         precision = train.settle_precision(Recipe(), torch.device("cpu"))[0].precision
         train.train(Recipe(method="standard", epochs=1, loop=loop, precision=precision), Path(folder) / "run", "cpu")
@@ -306,8 +308,6 @@ def loops(rounds: int) -> tuple[list[float], dict]:
 
 
 def trained(loop: str, seed: str) -> dict:
-    import tempfile
-
     precision = train.settle_precision(Recipe(), torch.device("cpu"))[0].precision
     with tempfile.TemporaryDirectory() as folder:
         run = train.train(Recipe(epochs=3, seed=int(seed), loop=loop, precision=precision), Path(folder) / "run", "cpu")
@@ -335,8 +335,6 @@ def gpu_run8(rounds: int) -> tuple[list[float], dict]:
 
 def whole_runs(n: int) -> tuple[list[float], dict]:
     """Wall time of 200 epochs, starting and evaluation after each epoch included, divided by the runs."""
-    import tempfile
-
     fields = {"epochs": 200, "lr": 0.1, "lr_schedule": "steps", "weight_decay": 1e-4, "loop": "fast", "precision": "bfloat16"}
     with tempfile.TemporaryDirectory() as folder:
         work = [(Recipe(seed=s, **fields), Path(folder) / str(s)) for s in range(n)]
