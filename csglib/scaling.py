@@ -129,7 +129,7 @@ def gate_ratio(task: Task) -> float:
     nearest = min(known, key=lambda row: abs(row["pixels"] - task.pixels), default={"csg_ratio": 1.0})
     epochs = range(task.recipe.epochs)
     gated = sum(method(task.recipe).path(task.recipe, epoch) == "gated" for epoch in epochs) / len(epochs)
-    return 1 + gated * (nearest["csg_ratio"] - 1)
+    return 1 + gated * max(0.0, nearest["csg_ratio"] - 1)  # a gate saves nothing: less is noise
 
 
 def speed(task: Task, operations: int, machines: Machines) -> tuple[float, float, str]:
