@@ -166,13 +166,14 @@ def rows(gpus: tuple[int, ...] = (1, 8, 64), price: float | None = None, machine
 
     Counted: operations, kernels and bytes of gradient (`counted`).  Measured on a processor (data/measured/scaling.json): what
     a gated step costs against a standard one, taken to be the same on a GPU, and the images that one core decodes.  The gate's
-    measured share lies within the noise of that machine, and counts as none where it came out negative.  Measured on a GPU: images a second, where data/measured/speed.json has the network.
+    measured share lies within the noise of that machine, and counts as none where it came out negative.  Measured on a GPU:
+    images a second, where data/measured/speed.json has the network.
 
     Assumed:
     - Without that measurement a step reaches 5 to 25 % of the peak.  ResNet-50 reaches 23 % on a V100 and 19 % on an A100 by
       the tables of NVIDIA's DeepLearningExamples (1,200 and 2,470 images/s; 24.3 billion operations an image by our count,
-      peaks of 125 and 312 trillion a second); an H200 has less memory bandwidth for its peak than either.  The range is wide since networks differ: on the processor, busy with other
-      work, the two already differ twofold in operations a second.
+      peaks of 125 and 312 trillion a second); an H200 has less memory bandwidth for its peak than either.  The range is wide
+      since networks differ: on the processor, busy with other work, these differ twofold in operations a second.
     - A step takes at least 2 to 10 microseconds a kernel, which bounds small batches of deep networks.
     - Each GPU keeps the recipe's batch, so the batch of a step grows with the GPUs.  That it learns as well is not claimed;
       with few steps an epoch it will not.
