@@ -108,7 +108,7 @@ def gate_ratio(task: Task) -> float:
     nearest = min(known, key=lambda row: abs(row["pixels"] - task.pixels), default={"csg_ratio": 1.0})
     epochs = range(task.recipe.epochs)
     gated = sum(method(task.recipe).path(task.recipe, epoch) == "gated" for epoch in epochs) / len(epochs)
-    return 1 + gated * (nearest["csg_ratio"] - 1)
+    return 1 + gated * max(0.0, nearest["csg_ratio"] - 1)  # a gate saves nothing: less is noise
 
 
 def speed(task: Task, operations: int, machines: Machines) -> tuple[float, float, str]:
@@ -141,13 +141,15 @@ def rows(gpus: tuple[int, ...] = (1, 8, 64), price: float | None = None, machine
     `price` is of a GPU-hour in any currency; without it there are no costs.
 
     Counted: operations, kernels and bytes of gradient (`counted`).  Measured on a processor (data/measured/scaling.json): what
-    a gated step costs against a standard one, taken to be the same on a GPU, and the images that one core decodes.  Measured on
-    a GPU: images a second, where data/measured/speed.json has the network.
+    a gated step costs against a standard one, taken to be the same on a GPU, and the images that one core decodes.  The gate's
+    measured share lies within the noise of that machine, and counts as none where it came out negative.  Measured on a GPU:
+    images a second, where data/measured/speed.json has the network.
 
     Assumed:
     - Without that measurement a step reaches 5 to 25 % of the peak.  ResNet-50 reaches 23 % on a V100 and 19 % on an A100 by
       the tables of NVIDIA's DeepLearningExamples (1,200 and 2,470 images/s; 24.3 billion operations an image by our count,
-      peaks of 125 and 312 trillion a second); an H200 has less memory bandwidth for its peak than either.
+      peaks of 125 and 312 trillion a second); an H200 has less memory bandwidth for its peak than either.  The range is wide
+      since networks differ: on the processor, busy with other work, these differ twofold in operations a second.
     - A step takes at least 2 to 10 microseconds a kernel, which bounds small batches of deep networks.
     - Each GPU keeps the recipe's batch, so the batch of a step grows with the GPUs.  That it learns as well is not claimed;
       with few steps an epoch it will not.

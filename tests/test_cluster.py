@@ -149,6 +149,8 @@ def test_a_dry_run_for_kubernetes_asks_for_a_gpu_for_each_recipe_and_makes_no_pa
 @pytest.mark.long
 def test_a_job_of_kubernetes_brings_its_run_back_to_the_clone(book, kubernetes):
     needs("kubernetes")
+    if not shutil.which("rsync"):
+        pytest.skip("rsync is not here, with which the storage copies: apt-get install rsync")
     server, config = kubernetes
     book = book.rename(book.with_name("book"))  # Snakemake passes a storage's prefix without quotes
     (book / ".venv/bin").mkdir(parents=True)  # as on the volume
