@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Machines:
-    """Assumptions about the GPUs; the first four are of an H200 SXM, from NVIDIA's data sheet."""
+    """Assumptions about the GPUs; the first four are of an H200 SXM as it is commonly described, not looked up at its maker."""
 
     gpu: str = "H200"
     peak: float = 989e12  # operations a second in bfloat16 with dense matrices; a multiply-add is two
