@@ -158,7 +158,7 @@ if TRAIN:
         wildcard_constraints:
             # A finished run of the reported profiles is a source, which no restart trains anew
             name="|".join(name for name in RECIPES if PROFILE == "smoke" or name not in THERE) or "none",
-        threads: 64
+        threads: 1 if PROFILE == "smoke" else 64
         resources:
             gpu=1,
         params:

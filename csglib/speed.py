@@ -72,7 +72,7 @@ def sentence() -> Markdown:
     if "fast_minus_plain" in found:
         d = found["fast_minus_plain"]
         told.append(
-            f"After {d['epochs']} epochs of CIFAR-10 with three seeds the fast loop reached "
+            f"After {d['epochs']} epochs of the embedded sample with three seeds the fast loop reached "
             f"accuracies of {listed(d['fast'], 'accuracy')} and MIS of {listed(d['fast'], 'mis')}, the plain one "
             f"{listed(d['plain'], 'accuracy')} and {listed(d['plain'], 'mis')}."
         )

@@ -105,7 +105,7 @@ def test_commands_run(source, smoke, csglib):
     for command in commands(source):
         if begins := [words for words in NOT_RUN if command.startswith(words)]:
             if begins == ["make "]:
-                assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M), command
+                assert re.search(rf"^([a-z]+ )*{command.split()[1]}( [a-z]+)*:", (ROOT / "Makefile").read_text(), re.M), command
             if begins == ["python -m pytest"]:
                 assert all((ROOT / file).is_file() for file in command.split()[3:]), command
             continue

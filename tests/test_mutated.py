@@ -401,7 +401,7 @@ def test_a_file_of_masks_with_any_byte_changed(compressed, edit, parts):
     [
         (lambda path: os.kill(os.getpid(), signal.SIGSEGV), "its parser crashed"),
         (lambda path: time.sleep(60), "it takes more than 0.5 seconds"),
-        (lambda path: len(bytearray(200 << 20)), "MemoryError"),
+        (lambda path: len(bytearray(64 << 30)), "MemoryError"),
     ],
 )
 def test_a_parser_that_crashes_hangs_or_takes_memory_costs_a_process_of_its_own(parse, said, tmp_path):

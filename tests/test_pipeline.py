@@ -53,7 +53,7 @@ def copied(tmp_path) -> Path:
     root = tmp_path / "book copy"  # with a space, which the shell must not see
     for name in ("csglib", "tools", "data/cifar10-mini", "data/measured", "book/_static"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "_config.yml", "book/references.bib"):
+    for name in ("Snakefile", "_config.yml", "pyproject.toml", "book/references.bib"):
         shutil.copy(ROOT / name, root / name)
     (root / "book/experiments.yml").write_text(yaml.safe_dump(EXPERIMENTS))
     (root / "book/index.md").write_text("# A book\n")

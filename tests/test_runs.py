@@ -75,6 +75,7 @@ OTHER = {
     "weights": "imagenet",
     "thaw": "conv1",
     "precision": "bfloat16",
+    "loop": "fast",
 }
 
 
@@ -148,7 +149,8 @@ def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch)
         ("gate_penalty", -1.0),
         ("gate_density", -0.1),
         ("gate_density", 1.5),
-        ("precision", "float16"),
+        ("precision", "float8"),
+        ("loop", "faster"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_field(field, value):

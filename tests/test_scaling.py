@@ -96,7 +96,7 @@ def on_a_processor(steps: list[tuple], decoded: float) -> None:
     }
     told = [{"net": net, "pixels": pixels, "csg_ratio": ratio} | rest for net, pixels, ratio in steps]
     hardware = {"processor": "a processor", "threads": 1, "gpu": None}
-    code = {"commit": None, "dirty": None, "hardware": hardware, "precision": "float32", "rounds": 2}
+    code = {"commit": None, "dirty": None, "hardware": hardware, "precision": "float32", "rounds": 2, "load": 0.5}
     measured.write("scaling", {"steps": told, "decoded_per_core": decoded} | code)
 
 
@@ -153,7 +153,7 @@ def test_the_tool_measures_what_the_sheet_reads(nothing_measured):
     task = SMALL._replace(recipe=replace(SMALL.recipe, method="csg", gate_density=0.2))
     step = tool["measure_steps"](task, 2, "float32")
     code = {name: provenance.here(torch.device("cpu"))[name] for name in ("commit", "dirty", "hardware")}
-    told = {"steps": [step], "decoded_per_core": tool["measure_decoding"](1), "precision": "float32", "rounds": 2}
+    told = {"steps": [step], "decoded_per_core": tool["measure_decoding"](1), "precision": "float32", "rounds": 2, "load": 0.5}
     measured.write("scaling", told | code)
     found = scaling.on_a_processor()
     assert found["decoded_per_core"] > 1 and 0.1 < found["steps"][0]["csg_ratio"] < 10

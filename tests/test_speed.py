@@ -14,14 +14,19 @@ NAMES += ["fast_minus_plain", "gpu_train", "gpu_run_s", "gpu_run8_s"]
 
 
 @pytest.fixture
-def bench(monkeypatch, tmp_path):
+def tool() -> dict:
+    return runpy.run_path(str(ROOT / "tools" / "bench.py"))["main"].__globals__
+
+
+@pytest.fixture
+def bench(tool, monkeypatch, tmp_path):
     """The tool with an empty place for its results and measures that take no time."""
-    tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
-    values = tool["main"].__globals__
+    values = tool
     monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
     monkeypatch.setattr(values["data"], "ROOT", tmp_path)
     monkeypatch.setattr(values["torch"].cuda, "is_available", lambda: False)
-    values |= {"mis": lambda rounds: ([100.0, 110.0, 130.0][:rounds], {"seconds": 0.1})}
+    detail = {"seconds": 0.1, "usual_seconds": 11.0, "largest_difference": 1e-15}
+    values["mis"] = lambda rounds: ([100.0, 110.0, 130.0][:rounds], detail)
     return values
 
 
@@ -68,20 +73,20 @@ def test_a_measure_that_fails_leaves_the_others_and_its_last_value(bench, tmp_pa
     assert "there is no CIFAR-10 here; its last measurement stays" in capsys.readouterr().err
 
 
-def test_a_child_that_fails_is_told_with_its_last_words(bench):
+def test_a_child_that_fails_is_told_with_its_last_words(tool):
     with pytest.raises(Problem, match="could not be measured: .*no-such-loop"):
-        bench["child"]("ours", "no-such-loop")
+        tool["child"]("ours", "no-such-loop")
 
 
-def test_the_loops_of_the_benchmark_train(bench, monkeypatch):
+def test_the_loops_of_the_benchmark_train(tool, monkeypatch):
     """Both sides of the comparison, for a few steps each."""
-    monkeypatch.setitem(bench, "STEPS", 1)
-    for found in (bench["usual"]("cpu", 0), bench["ours"]("plain")):
+    monkeypatch.setitem(tool, "STEPS", 1)
+    for found in (tool["usual"]("cpu", 0), tool["ours"]("plain")):
         assert found["step"] > 0 and found["start"] >= 0
 
 
-def test_memory_above_what_is_held_before_is_told(bench):
+def test_memory_above_what_is_held_before_is_told(tool):
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux tells a process its highest mark")
-    small, large = (bench["memory"](n)["mb"] for n in ("8", "256"))
+    small, large = (tool["child"]("memory", n)["mb"] for n in (8, 256))
     assert 0 <= small < large

@@ -304,13 +304,13 @@ def loops(rounds: int) -> tuple[list[float], dict]:
     """Whether the fast loop costs accuracy or MIS: short trainings with the same seeds."""
     found = {loop: [child("trained", loop, seed) for seed in range(3)] for loop in ("plain", "fast")}
     differences = [f["accuracy"] - p["accuracy"] for f, p in zip(found["fast"], found["plain"], strict=True)]
-    return differences, found | {"epochs": 3}
+    return differences, found | {"epochs": EPOCHS}
 
 
 def trained(loop: str, seed: str) -> dict:
-    precision = train.settle_precision(Recipe(), torch.device("cpu"))[0].precision
+    fields = {"dataset": "cifar10-mini", "epochs": EPOCHS, "batch_size": 64, "lr": 0.1, "precision": "bfloat16"}
     with tempfile.TemporaryDirectory() as folder:
-        run = train.train(Recipe(epochs=3, seed=int(seed), loop=loop, precision=precision), Path(folder) / "run", "cpu")
+        run = train.train(Recipe(seed=int(seed), loop=loop, **fields), Path(folder) / "run", "cpu")
     return {name: round(run.metrics[name], 4) for name in ("accuracy", "mis")} | {"seconds": run.provenance["train_seconds"]}
 
 
