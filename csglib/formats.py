@@ -137,7 +137,13 @@ LARGE = record(  # a step of a large network
     rest=False,
 )
 MEASURED["scaling"] = sealed(
-    {"steps": {"type": "array", "items": LARGE}, "decoded_per_core": POSITIVE, "precision": PLAIN, "rounds": WHOLE, "load": COUNT}
+    {
+        "steps": {"type": "array", "items": LARGE},
+        "decoded_per_core": POSITIVE,
+        "precision": PLAIN,
+        "rounds": WHOLE,
+        "load": COUNT,
+    }
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
