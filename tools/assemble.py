@@ -81,7 +81,8 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
         nbformat.write(clean(nbformat.read(done / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
     write_results(sources, json.loads((done / "results.json").read_text()))
     write_runs(sources, profile, runs_folder)
-    write_speed(sources)
+    if (sources / "how-fast.md").exists():
+        write_speed(sources)
 
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(sources)]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(work), "--all", "-W", "-n", "--keep-going"]
