@@ -60,7 +60,7 @@ def missing(profile: str = "paper", at_once: int = 1, device: str | None = None)
         raise Problem(f"{at_once} trainings at once cannot be: use 1, 2, 3, ...")
     asked = dict.fromkeys(r for page in experiments.book()["pages"] for r in experiments.missing(page, profile))
     wanted = [r for r in asked if data.present(r.dataset)]
-    for recipe in asked.keys() - set(wanted):
+    for recipe in [r for r in asked if r not in wanted]:
         print(f"its photographs are not here, left out: {recipe.command}", file=sys.stderr)
     together, alone = ([r for r in wanted if method(r).draws is draws] for draws in (False, True))
     groups = [together[i : i + at_once] for i in range(0, len(together), at_once)] + [[r] for r in alone]

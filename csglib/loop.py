@@ -8,10 +8,9 @@ in which the host waits for nothing.  Both compute the same steps; compiled sums
 import ctypes
 import math
 import os
-import re
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from csglib import data, distributed
 from csglib.data import Images
 from csglib.methods import Gate, Method
 from csglib.nets import Split
+from csglib.provenance import plain
 from csglib.runs import Recipe
 
 EAGER_STEPS = 3  # of a path before its capture: they make the optimisers' buffers and compile what has to be compiled
@@ -115,8 +115,10 @@ class Loop:
                 done += 1
             try:
                 self.graphs[key] = self.capture(step)
-            except (RuntimeError, torch.AcceleratorError) as error:
-                self.reason = f"compiled; a step cannot be captured ({plain(error)})"
+            except torch.OutOfMemoryError:
+                raise  # with graphs or without, this is too much
+            except RuntimeError as error:
+                self.reason = f"compiled; a step cannot be captured ({plain(f'{error}'.partition(chr(10))[0])})"
                 print(f"{recipe.name}: {self.reason}, so it is run operation by operation", file=sys.stderr)
                 self.graphs[key] = step
                 for optimiser in self.optimisers:
@@ -181,19 +183,18 @@ class Loss(nn.Module):
         return self.m.loss(self.recipe, epoch, self.net, self.gate, images, labels)
 
 
-class compiled:
-    """Within this block the network's maps are the compiled ones.  Outside, in evaluation, they are not: another shape and
-    another mode would each be compiled anew, for longer than they take."""
+@contextmanager
+def compiled(net: Split, maps):
+    """Within this block the network's maps are the compiled ones, if there are any.
 
-    def __init__(self, net: Split, maps):
-        self.net, self.maps = net, maps
-
-    def __enter__(self) -> None:
-        if self.maps is not None:
-            self.net.maps = self.maps
-
-    def __exit__(self, *_) -> None:
-        self.net.__dict__.pop("maps", None)
+    Outside, in evaluation, they are not: another shape and another mode would each be compiled anew, for longer than they take.
+    """
+    if maps is not None:
+        net.maps = maps
+    try:
+        yield
+    finally:
+        net.__dict__.pop("maps", None)
 
 
 def captured(step):
@@ -202,11 +203,6 @@ def captured(step):
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         step()
     return graph.replay
-
-
-def plain(error: Exception) -> str:
-    """The first words of an error, in letters that a run's provenance admits."""
-    return re.sub(r"[^\w .,:;()@/+-]", " ", f"{error}\n".splitlines()[0])[:80]
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:

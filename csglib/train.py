@@ -25,7 +25,7 @@ from csglib.checkpoint import Checkpoint
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
 from csglib.loop import Loop, autocast, keep_memory
-from csglib.methods import Gate, method
+from csglib.methods import Gate, Method, method
 from csglib.metrics import accuracy, class_means, cluster, evaluate
 from csglib.runs import Readout, Recipe, Run
 
@@ -82,26 +82,33 @@ def training(recipe: Recipe, out: Path, device: torch.device, every: int) -> Gen
     recipe, reason = settle_precision(recipe, device)
     if recipe.loop == "fast" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise Problem("loop fast needs a C++ compiler, and there is none: install g++, or leave --loop out")
-    m = method(recipe)
     dataset = load(recipe)
-    torch.manual_seed(recipe.seed)
-    net = nets.build(recipe.net, len(dataset.classes), recipe.weights)
-    nets.freeze(net, recipe.thaw)
-    gate = m.gate(recipe, net)
+    m, net, gate = build(recipe, len(dataset.classes))
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
     device = distributed.join(recipe, device)
     if distributed.rank() > 0:  # it reads the checkpoint and learns; process 0 writes
         distributed.wait()
-        yield from go_on(recipe, reason, m, out, runs.part(out), dataset, net, gate, device, every)
+        if not (out / "provenance.json").exists():
+            yield from go_on(recipe, reason, m, out, runs.part(out), dataset, net, gate, device, every)
         return runs.read(out)
     with files.locked(runs.reserve(out, recipe)):
         folder = runs.reserve(out, recipe)  # again, now that no other process can change it
         if (folder / "provenance.json").exists():  # stopped just before it got its name
             runs.publish(out)
+            distributed.wait()
             return runs.read(out)
         distributed.wait()
         return (yield from go_on(recipe, reason, m, out, folder, dataset, net, gate, device, every))
+
+
+def build(recipe: Recipe, num_classes: int) -> tuple[Method, nets.Split, Gate | None]:
+    """The recipe's method, and its network and gate as they start."""
+    m = method(recipe)
+    torch.manual_seed(recipe.seed)
+    net = nets.build(recipe.net, num_classes, recipe.weights)
+    nets.freeze(net, recipe.thaw)
+    return m, net, m.gate(recipe, net)
 
 
 def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int):
@@ -109,11 +116,9 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
     dataset = dataset.to(device)
     net = distributed.normalise_jointly(net, device)
     net.to(device, memory_format=torch.channels_last)
-    optimisers = [weights_optimiser(net, recipe)]
     if gate is not None:
         gate.to(device)
-    if m.optimiser is not None:
-        optimisers.append(m.optimiser(recipe, gate, on_gpu=device.type == "cuda"))
+    optimisers = optimisers_of(recipe, m, net, gate)
     code = provenance.here(device)  # taken at the start: the files may change while this runs
     state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, dataset.digest, code["versions"])
     history, gates, dirty = state.load()
@@ -239,6 +244,12 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
     }
     metrics = evaluate(runs.unpack(packed))
     runs.finish(out, history, weights, packed, metrics, made | code)
+
+
+def optimisers_of(recipe: Recipe, m: Method, net: nets.Split, gate: Gate | None) -> list[torch.optim.Optimizer]:
+    """That of the weights, and that of the gate where a step moves it; made for the device on which they are."""
+    on_gpu = net.head.weight.is_cuda
+    return [weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate, on_gpu)] if m.optimiser is not None else [])
 
 
 def weights_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:

@@ -2,11 +2,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from csglib import data, runs, train
+from csglib import cli, data, experiments, runs, train
 from csglib.runs import Recipe
 
 CONTRACT = {"accuracy", "mis", "mis_null", "mis_normalised", "l1_density", "acc1", "acc2", "acc3"}
@@ -225,3 +226,34 @@ def test_results_judges_every_claim(csglib, workplace):
     assert [e["id"] for e in entries] == [c.id for c in CLAIMS]
     assert {e["verdict"] for e in entries} == {"not run here"}
     assert {"id", "page", "paper", "source", "ours", "low", "high", "n", "verdict", "runs", "schedule"} <= set(entries[0])
+
+
+def test_several_seeds_train_side_by_side_into_folders_of_their_own(tiny, csglib, workplace):
+    words = "train --dataset tiny --method standard --epochs 1 --batch-size 64 --precision float32 --device cpu"
+    code, out, err = csglib(*words.split(), "--seeds", "0", "1", "--out", "runs")
+    assert code == 0, err
+    trained = [runs.read(path) for path in sorted(Path("runs").iterdir())]
+    assert [run.recipe.seed for run in trained] == [0, 1] and all(run.path.name == run.recipe.name for run in trained)
+    assert all(str(run.metrics["accuracy"]) in out for run in trained)
+
+
+def test_what_a_profile_lacks_is_trained_and_what_it_has_is_left(tiny, csglib, workplace, monkeypatch):
+    short = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32")
+    recipes = [short, replace(short, dataset="voc:nowhere")]
+    monkeypatch.setattr(experiments, "book", lambda: {"pages": {"a-page": None}})
+
+    def untrained(page, profile):
+        return [r for r in recipes if not Path("runs", r.name).exists()]
+
+    monkeypatch.setattr(experiments, "missing", untrained)
+    monkeypatch.setattr(cli, "PUBLISHED", Path("runs"))
+    code, _, err = csglib("missing", "--profile", "paper", "--at-once", "2", "--device", "cpu")
+    assert code == 0 and "its photographs are not here, left out: csglib train --dataset voc:nowhere" in err
+    assert [path.name for path in Path("runs").iterdir()] == [recipes[0].name]
+    before = runs.read(Path("runs", recipes[0].name)).provenance
+    assert csglib("missing", "--profile", "paper")[0] == 0
+    assert runs.read(Path("runs", recipes[0].name)).provenance == before
+
+
+def test_no_training_at_once_is_refused(refused):
+    refused("missing --at-once 0", "0 trainings at once cannot be")

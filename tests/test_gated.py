@@ -58,7 +58,7 @@ def test_every_method_trains_every_family(family, mini):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a layer of few filters
             gate = m.gate(recipe, net)
-        optimisers = [train.weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate)] if m.optimiser else [])
+        optimisers = train.optimisers_of(recipe, m, net, gate)
         before = None if gate is None else gate.matrix.detach().clone()
         head, pulled = net.head.weight.detach().clone(), False
         for epoch in (0, 1, 1):  # for the alternating methods one standard step and two gated ones

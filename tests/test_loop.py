@@ -11,7 +11,7 @@ import torch
 import trainings
 from tqdm import tqdm
 
-from csglib import Problem, loop, methods, nets, runs, train
+from csglib import Problem, loop, nets, runs, train
 from csglib.loop import Loop
 from csglib.runs import Recipe
 
@@ -34,12 +34,9 @@ def other(method: str, **changes) -> Recipe:
 
 def one_epoch(recipe: Recipe, epoch: int, capture=None) -> tuple[dict, dict, Loop]:
     """Weights, gate and row after one epoch from the recipe's start; with `capture` from buffers, as on a GPU."""
-    torch.manual_seed(recipe.seed)
     images = train.load(recipe).train
-    net = nets.build(recipe.net, 10)
-    m = methods.method(recipe)
-    gate = m.gate(recipe, net)
-    optimisers = [train.weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate)] if m.optimiser else [])
+    m, net, gate = train.build(recipe, 10)
+    optimisers = train.optimisers_of(recipe, m, net, gate)
     steps = Loop(recipe, m, net, gate, optimisers, images)
     if capture:
         steps.prepare_graphs(capture)

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from csglib import Problem, data, files, measured, methods, nets, provenance, train
+from csglib import Problem, data, files, measured, nets, provenance, train
 from csglib.data import Images
 from csglib.information import mutual_information
-from csglib.loop import Loop, autocast, keep_memory
+from csglib.loop import Loop, keep_memory
 from csglib.runs import Recipe
 
 ROUNDS = 5
@@ -177,16 +177,13 @@ def load(steps: int) -> Images:
     return Images(sample.images.repeat(times, 1, 1, 1)[:n].contiguous(), sample.labels.repeat(times)[:n])
 
 
-def looping(recipe: Recipe, images: Images) -> Loop:
+def looping(recipe: Recipe, images: Images, classes: int = 10) -> Loop:
     device = images.images.device
-    torch.manual_seed(recipe.seed)
-    m, net = methods.method(recipe), nets.build(recipe.net, 10)
-    gate = m.gate(recipe, net)
+    m, net, gate = train.build(recipe, classes)
     net.to(device, memory_format=torch.channels_last)
-    optimisers = [train.weights_optimiser(net, recipe)]
-    if m.optimiser is not None:
-        optimisers.append(m.optimiser(recipe, gate.to(device), on_gpu=device.type == "cuda"))
-    return Loop(recipe, m, net, gate, optimisers, images)
+    if gate is not None:
+        gate.to(device)
+    return Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), images)
 
 
 # The gate's share of a step
@@ -204,23 +201,10 @@ def gated_step(net_name: str, classes: int, shape: tuple[int, int], rounds: int,
     """A step of the gated path, with the gate's own step and projection, over one of standard training; in turn."""
     keep_memory()
     B, size = shape
-    torch.manual_seed(0)
     recipe = Recipe(net=net_name, precision=train.settle_precision(Recipe(), torch.device("cpu"))[0].precision)
-    m, net = methods.method(recipe), nets.build(net_name, classes).to(memory_format=torch.channels_last).train()
-    gate = m.gate(recipe, net)
-    weights, gates = train.weights_optimiser(net, recipe), m.optimiser(recipe, gate)
-    x, y = torch.rand(B, 3, size, size).to(memory_format=torch.channels_last), torch.randint(0, classes, (B,))
-
-    def step(epoch: int) -> None:
-        with autocast(torch.device("cpu"), recipe.precision):
-            loss, _ = m.loss(recipe, epoch, net, gate, x, y)
-        loss.backward()
-        weights.step()
-        weights.zero_grad()
-        if epoch:
-            gates.step()
-            m.after_step(recipe, gate)
-            gates.zero_grad()
+    x, y = torch.randint(0, 256, (B, 3, size, size), dtype=torch.uint8), torch.randint(0, classes, (B,))
+    loop = looping(recipe, Images(x, y), classes)
+    loop.net.train()
 
     ratios, times = [], []
     for r in range(rounds + 1):
@@ -228,7 +212,7 @@ def gated_step(net_name: str, classes: int, shape: tuple[int, int], rounds: int,
         for epoch in (0, 1) if r % 2 else (1, 0):  # 0 is standard, 1 gated
             started = time.perf_counter()
             for _ in range(steps):
-                step(epoch)
+                loop.step(epoch, ("standard", "gated")[epoch], x, y)
             seconds[epoch] = (time.perf_counter() - started) / steps
         if r:
             ratios.append(seconds[1] / seconds[0]), times.append(seconds[0])

@@ -19,7 +19,9 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from csglib import Problem, data, measured, methods, nets, provenance, scaling, train
+from csglib import Problem, data, measured, provenance, scaling, train
+from csglib.data import Images
+from csglib.loop import Loop
 from csglib.runs import Recipe
 
 BATCH = {18: 16, 152: 4}  # images a step here, so that a step takes a few seconds and a few GB
@@ -27,30 +29,16 @@ PICTURE = (500, 375)  # pixels of the photograph whose decoding is timed, as mos
 
 
 def stepper(task: scaling.Task, name: str, batch: int, precision: str):
-    """step() makes one training step of the task's network by the method, as train.train_epoch does."""
+    """step() makes one training step of the task's network by the method, as training does."""
     fields = task.recipe.changed() | {"method": name, "weights": "fresh", "batch_size": batch, "precision": precision}
     recipe = Recipe(**{k: v for k, v in fields.items() if name == "csg" or not k.startswith("gate_")})
-    m, net = methods.method(recipe), nets.build(recipe.net, task.classes).to(memory_format=torch.channels_last)
-    nets.freeze(net, recipe.thaw)
-    gate = m.gate(recipe, net)
-    epoch = scaling.dearest_epoch(recipe)
-    optimisers = [train.weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate)] if m.optimiser else [])
-    x = data.to_float(torch.randint(0, 256, (batch, 3, task.pixels, task.pixels), dtype=torch.uint8))
+    m, net, gate = train.build(recipe, task.classes)
+    net.to(memory_format=torch.channels_last).train()
+    x = torch.randint(0, 256, (batch, 3, task.pixels, task.pixels), dtype=torch.uint8)
     y = torch.randint(0, task.classes, (batch,))
-    net.train()
-
-    def step() -> None:
-        with train.autocast(torch.device("cpu"), precision):
-            loss, _ = m.loss(recipe, epoch, net, gate, x, y)
-        loss.backward()
-        for optimiser in optimisers:
-            optimiser.step()
-        if m.after_step:
-            m.after_step(recipe, gate)
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-
-    return step
+    loop = Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), Images(x, y))
+    epoch = scaling.dearest_epoch(recipe)
+    return lambda: loop.step(epoch, m.path(recipe, epoch), x, y)
 
 
 def seconds(work) -> float:

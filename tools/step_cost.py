@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from csglib import data, measured, methods, nets, provenance, runs, train
+from csglib import data, measured, methods, provenance, runs, train
+from csglib.loop import Loop
 from csglib.runs import Recipe
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -24,25 +25,13 @@ precision = train.settle_precision(Recipe(), device)[0].precision
 
 
 def stepper(name: str):
-    """step(epoch) makes one training step of the method as train_epoch does."""
+    """step(epoch) makes one training step of the method as training does."""
     recipe = Recipe(method=name, precision=precision)
-    m, net = methods.method(recipe), nets.build(recipe.net, 10).to(memory_format=torch.channels_last)
-    gate = m.gate(recipe, net)
-    optimisers = [train.weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate)] if m.optimiser else [])
-    x, y = data.to_float(sample.images[: recipe.batch_size]), sample.labels[: recipe.batch_size]
-
-    def step(epoch: int) -> None:
-        with train.autocast(device, precision):
-            loss, _ = m.loss(recipe, epoch, net, gate, x, y)
-        loss.backward()
-        for optimiser in optimisers if m.path(recipe, epoch) != "standard" else optimisers[:1]:
-            optimiser.step()
-        if m.after_step and m.path(recipe, epoch) != "standard":
-            m.after_step(recipe, gate)
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-
-    return recipe, m, step
+    m, net, gate = train.build(recipe, 10)
+    net.to(memory_format=torch.channels_last).train()
+    x, y = sample.images[: recipe.batch_size], sample.labels[: recipe.batch_size]
+    loop = Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), sample)
+    return recipe, m, lambda epoch: loop.step(epoch, m.path(recipe, epoch), x, y)
 
 
 times: dict[str, list[float]] = {name: [] for name in methods.METHODS if name != "matched"}
