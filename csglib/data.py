@@ -125,9 +125,10 @@ def load_cifar10() -> Dataset:
     where = folder() / CIFAR10_FOLDER
 
     def read(names: list[str]) -> Images:
-        records = np.concatenate([np.fromfile(where / n, np.uint8).reshape(-1, 1 + 3072) for n in names])
-        images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-        return Images(images, torch.from_numpy(records[:, 0].astype(np.int64)))
+        files = [np.fromfile(where / n, np.uint8).reshape(-1, 1 + 3072) for n in names]
+        images = np.concatenate([records[:, 1:] for records in files])
+        labels = np.concatenate([records[:, 0] for records in files]).astype(np.int64)
+        return Images(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels))
 
     *train, test = CIFAR10_FILES
     return Dataset("cifar10", CLASSES, read(train), read([test]), checked)

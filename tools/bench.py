@@ -101,7 +101,7 @@ def child(*words: object) -> dict:
 
 
 def cpu_train(rounds: int) -> tuple[list[float], dict]:
-    """Images a second over ten epochs, starting included, ours over the usual loop's; alternating processes."""
+    """Images a second over ten epochs, starting included, the plain loop's over the usual one's; alternating processes."""
     found: dict[str, list[dict]] = {"usual": [], "plain": [], "fast": []}
     for _ in range(rounds):
         found["usual"].append(child("usual", "cpu", torch.get_num_threads()))
@@ -111,8 +111,8 @@ def cpu_train(rounds: int) -> tuple[list[float], dict]:
     ratios = {name: [u / t for u, t in zip(totals["usual"], totals[name], strict=True)] for name in ("plain", "fast")}
     rates = {name: round(statistics.median(128 / f["step"] for f in rows)) for name, rows in found.items()}
     start = round(statistics.median(f["start"] for f in found["fast"]), 1)
-    plain = round(statistics.median(ratios["plain"]), 3)
-    return ratios["fast"], {"images_per_second": rates, "fast_loop_starts_in_s": start, "plain_loop": plain}
+    fast = round(statistics.median(ratios["fast"]), 3)
+    return ratios["plain"], {"images_per_second": rates, "fast_loop": fast, "fast_loop_starts_in_s": start}
 
 
 def ten_epochs(found: dict) -> float:
@@ -194,7 +194,7 @@ def csg_step(rounds: int) -> tuple[list[float], dict]:
 
 
 def csg_step_1000(rounds: int) -> tuple[list[float], dict]:
-    return gated_step("resnet18@layer4", 1000, (32, 112), 4 * rounds, 1)
+    return gated_step("resnet18@layer4", 1000, (32, 224), 8 * rounds, 1)
 
 
 def gated_step(net_name: str, classes: int, shape: tuple[int, int], rounds: int, steps: int) -> tuple[list[float], dict]:
@@ -226,6 +226,10 @@ def mis(rounds: int) -> tuple[list[float], dict]:
     """On samples without ties, where both estimate the same number; their largest difference is told, and must be tiny."""
     from sklearn.feature_selection import mutual_info_classif
 
+    class Silent(np.random.RandomState):  # scikit-learn's noise of 1e-10, against ties, moves a neighbour's rank now and then
+        def standard_normal(self, size=None):
+            return np.zeros(size)
+
     features, labels = normal(64)
     mutual_information(features[:100], labels[:100], 10)  # compiles where nothing was kept
     ratios, times, theirs = [], [], []
@@ -234,10 +238,10 @@ def mis(rounds: int) -> tuple[list[float], dict]:
         found = mutual_information(features, labels, 10).numpy()
         times.append(time.perf_counter() - started)
         started = time.perf_counter()
-        expected = [mutual_info_classif(features, labels == c, discrete_features=False) for c in range(10)]
+        expected = np.stack([mutual_info_classif(features, labels == c, random_state=Silent()) for c in range(10)])
         theirs.append(time.perf_counter() - started)
         ratios.append(theirs[-1] / times[-1])
-    difference = float(np.abs(found - np.array(expected)).max())
+    difference = float(np.abs(found - expected).max())
     if difference > 1e-6:
         raise Problem(f"the two estimates differ by {difference:g}: one of them is wrong, so there is no ratio to tell")
     found = {"seconds": round(statistics.median(times), 3), "usual_seconds": round(statistics.median(theirs), 2)}
@@ -261,7 +265,7 @@ def memory(filters: str) -> dict:
 
 def held(which: str) -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
-    return int(line.split()[1]) / 1024
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def normal(filters: int) -> tuple[torch.Tensor, torch.Tensor]:
