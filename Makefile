@@ -21,7 +21,7 @@ recipes: .venv/cluster
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
-bench: .venv/ready  # 25 minutes on two cores, with nothing else running; ONLY="mis csg_step" measures some figures
+bench: .venv/ready  # 30 minutes on two cores, with nothing else running; ONLY="mis csg_step" measures some figures
 	$(BIN)/python tools/bench.py $(if $(ONLY),only $(ONLY))
 	$(MAKE) book
 

@@ -90,3 +90,14 @@ def test_memory_above_what_is_held_before_is_told(tool):
         pytest.skip("only Linux tells a process its highest mark")
     small, large = (tool["child"]("memory", n)["mb"] for n in (8, 256))
     assert 0 <= small < large
+
+
+def test_the_loops_are_compared_by_intervals_of_three_seeds(bench, tmp_path):
+    found = {"plain": [(0.50, 0.10), (0.52, 0.11), (0.54, 0.12)], "fast": [(0.51, 0.10), (0.51, 0.12), (0.54, 0.12)]}
+    pairs = {(loop, seed): pair for loop, seeds in found.items() for seed, pair in enumerate(seeds)}
+    bench["child"] = lambda what, loop, seed: dict(zip(("accuracy", "mis"), pairs[loop, seed], strict=True))
+    bench["main"](1, ["fast_minus_plain"])
+    row = rows(tmp_path)["fast_minus_plain"]
+    assert row["value"] == 0 and row["spread"] == [-0.005, 0.005]
+    assert row["detail"]["intervals"]["accuracy"] == [-0.0248, 0.0248]  # 4.303 * 0.01 / sqrt(3)
+    assert "intervals of their differences are -0.025 to +0.025 and -0.011 to +0.018" in speed.sentence().data
