@@ -3,6 +3,7 @@
 import errno
 import faulthandler
 import fcntl
+import functools
 import json
 import math
 import multiprocessing
@@ -21,9 +22,9 @@ from torch import Tensor
 from csglib import Problem
 
 try:
-    import jsonschema
+    import fastjsonschema  # beside Jupyter's extras importing jsonschema itself takes 2 s, half of a command's start
 except ImportError:  # a GPU machine may have torch and little else
-    jsonschema = None
+    fastjsonschema = None
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -56,12 +57,19 @@ def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None)
         raise Problem(f"{source} cannot be read ({error}): {remedy}") from None
     if not isinstance(value, dict):
         raise Problem(f"{source} should hold a JSON object: {remedy}")
-    if schema and jsonschema is None:
-        warnings.warn(f"the contents of {source} are not checked: pip install jsonschema", stacklevel=2)
-    elif schema and (wrong := next(jsonschema.Draft202012Validator(schema).iter_errors(value), None)):
-        where = ".".join(map(str, wrong.absolute_path)) or "it"
-        raise Problem(f"{source} does not hold what it should ({where}: {short(wrong.message)}): {remedy}")
+    if schema and fastjsonschema is None:
+        warnings.warn(f"the contents of {source} are not checked: pip install fastjsonschema", stacklevel=2)
+    elif schema:
+        try:
+            validator(json.dumps(schema))(value)
+        except fastjsonschema.JsonSchemaValueException as wrong:
+            raise Problem(f"{source} does not hold what it should ({short(wrong.message)}): {remedy}") from None
     return value
+
+
+@functools.cache
+def validator(schema: str) -> Callable[[Any], Any]:
+    return fastjsonschema.compile(json.loads(schema))
 
 
 def refuse(constant: str) -> None:

@@ -161,7 +161,7 @@ def test_training_and_metrics_need_no_notebook_tools():
     code = """
 import sys
 for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "papermill", "snakemake", "tyro", "sklearn",
-             "jsonschema"):
+             "fastjsonschema"):
     sys.modules[name] = None
 import csglib.train, csglib.metrics, csglib.claims, csglib.experiments, csglib.doctor, csglib.release
 """
