@@ -19,7 +19,7 @@ recipes: .venv/cluster
 	  --rerun-incomplete --nolock --config profile='$(PROFILE)'
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 bench: .venv/ready  # 30 minutes on two cores, with nothing else running; ONLY="mis csg_step" measures some figures
 	$(BIN)/python tools/bench.py $(if $(ONLY),only $(ONLY))
