@@ -37,6 +37,16 @@ def test_the_shortcut_has_no_parameters_subsamples_and_pads_zeros():
     assert (y[:, [0, 1, 4, 5]] == 0).all()
 
 
+def test_the_gradient_of_a_shortcut_keeps_channels_last():
+    """That of a strided slice does not, and every operation behind it is then slow."""
+    block = nets.BasicBlock(16, 32, stride=2).to(memory_format=torch.channels_last)
+    layouts = []
+    x = torch.rand(2, 16, 8, 8).to(memory_format=torch.channels_last).requires_grad_() * 1
+    x.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last)))
+    block(x).sum().backward()
+    assert layouts == [True]
+
+
 def test_normalisation_is_the_networks_first_step():
     net = nets.build("resnet20", 10).eval()
     x = torch.rand(2, 3, 32, 32)
