@@ -79,13 +79,15 @@ def test_an_experiment_is_added_by_changing_two_files(copied):
     csglib(copied, "results --profile short --runs-folder data --out results.json")
     judged = {c["id"]: c for c in json.loads((copied / "results.json").read_text())}
     assert judged["momentum-mis"]["verdict"] == "not run here"
-    quick = "--epochs 2 --cycle gs --batch-size 500 --precision float32 --device cpu"
-    for name, flags in (("none", "--gate-momentum 0"), ("some", "")):
-        csglib(copied, f"train --dataset cifar10-mini {quick} {flags} --out {name}")
     ask = (
-        "from csglib import claims, papers, runs\n"
-        "of = {'alternating': [runs.read('some')], 'no-momentum': [runs.read('none')]}\n"
+        "from pathlib import Path\n"
+        "from csglib import claims, runs, train\n"
+        "quick = dict(dataset='cifar10-mini', epochs=2, cycle='gs', batch_size=500, precision='float32')\n"
+        "some = train.train(runs.Recipe(**quick), Path('some'), 'cpu')\n"
+        "none = train.train(runs.Recipe(**quick, gate_momentum=0), Path('none'), 'cpu')\n"
+        "of = {'alternating': [some], 'no-momentum': [none]}\n"
         "print([c['ours'] for c in claims.of_page('what-matters', of) if c['id'] == 'momentum-mis'][0])"
     )
+    asked = float(python(copied, "-c", ask))
     difference = [json.loads((copied / name / "metrics.json").read_text())["mis"] for name in ("some", "none")]
-    assert float(python(copied, "-c", ask)) == pytest.approx(difference[0] - difference[1])
+    assert asked == pytest.approx(difference[0] - difference[1])

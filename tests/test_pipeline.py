@@ -25,7 +25,7 @@ from csglib.runs import PUBLISHED, Recipe
 sys.path.insert(0, str(ROOT / "tools" / "ext"))
 import content_policy  # noqa: E402
 
-SMOKE = {"dataset": "cifar10-mini", "epochs": 2, "batch_size": 1000, "precision": "float32"}
+SMOKE = {"dataset": "cifar10-mini", "net": "resnet18@layer1", "epochs": 2, "batch_size": 1000, "precision": "float32"}
 EXPERIMENTS = {
     "profiles": {
         "smoke": {"train": True, "seeds": [0], "recipe": SMOKE},
