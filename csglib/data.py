@@ -125,9 +125,9 @@ def load_cifar10() -> Dataset:
     where = folder() / CIFAR10_FOLDER
 
     def read(names: list[str]) -> Images:
-        files = [np.fromfile(where / n, np.uint8).reshape(-1, 1 + 3072) for n in names]
-        images = np.concatenate([records[:, 1:] for records in files])
-        labels = np.concatenate([records[:, 0] for records in files]).astype(np.int64)
+        parts = [np.fromfile(where / n, np.uint8).reshape(-1, 1 + 3072) for n in names]
+        images = np.concatenate([records[:, 1:] for records in parts])
+        labels = np.concatenate([records[:, 0] for records in parts]).astype(np.int64)
         return Images(torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels))
 
     *train, test = CIFAR10_FILES

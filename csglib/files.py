@@ -69,6 +69,7 @@ def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None)
 
 @functools.cache
 def validator(schema: str) -> Callable[[Any], Any]:
+    """The schema, as JSON, compiled once to a function that raises where a value does not follow it."""
     return fastjsonschema.compile(json.loads(schema))
 
 

@@ -117,7 +117,8 @@ class Loop:
             except torch.OutOfMemoryError:
                 raise  # with graphs or without, this is too much
             except RuntimeError as error:
-                self.reason = f"compiled; a step cannot be captured ({plain(f'{error}'.partition(chr(10))[0])})"
+                first_line = str(error).partition("\n")[0]
+                self.reason = f"compiled; a step cannot be captured ({plain(first_line)})"
                 print(f"{recipe.name}: {self.reason}, so it is run operation by operation", file=sys.stderr)
                 self.graphs[key] = step
                 for optimiser in self.optimisers:
