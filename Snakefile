@@ -15,7 +15,8 @@ import hashlib
 import sys
 from pathlib import Path
 
-from csglib import Problem, data, experiments, files, measured, runs
+from csglib import Problem, data, experiments, files, measured, pace, runs
+from csglib.train import pick_device
 
 sys.path.insert(0, "tools")
 from execute import parameters
@@ -28,7 +29,7 @@ RUNS = f"{BUILD}/runs" if PROFILE == "smoke" else "data/runs"
 try:
     PAGES = list(experiments.book()["pages"])
     TRAIN = experiments.profile(PROFILE).train
-    RECIPES = {r.name: r for page in PAGES for group in experiments.recipes(page, PROFILE).values() for r in group}
+    RECIPES = {r.name: r for page in PAGES for group in experiments.recipes(page, PROFILE, RUNS).values() for r in group}
     for page in PAGES:
         parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
     for kind in measured.TOOLS:
@@ -61,12 +62,12 @@ UNVERIFIED = {name: place for name, place in VERIFIED.items() if not Path(place)
 
 def runs_of(page):
     """The folders of the runs that a page reads: those of its recipes that are published, or can be trained here."""
-    asked = [r for group in experiments.recipes(page, PROFILE).values() for r in group]
+    asked = [r for group in experiments.recipes(page, PROFILE, RUNS).values() for r in group]
     return [f"{RUNS}/{r.name}" for r in asked if wanted(r)]
 
 
 def wanted(recipe):
-    return recipe.name in THERE or (TRAIN and data.present(recipe.dataset))
+    return recipe.name in THERE or (TRAIN and not experiments.obstacle(recipe))
 
 
 LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
@@ -78,8 +79,12 @@ TRAINING = [
 
 for recipe in RECIPES.values():
     if not wanted(recipe):
-        why = "its photographs are not here" if TRAIN else "not published yet"
+        why = experiments.obstacle(recipe) if TRAIN else "not published yet"
         print(f"{why}, left out of the book: {recipe.command}", file=sys.stderr)
+
+
+if workflow.is_main_process and PROFILE != "smoke" and (todo := [r for r in RECIPES.values() if wanted(r) and r.name not in THERE]):
+    print(f"{len(todo)} runs to train, about {pace.words(pace.total(todo, pick_device(None)))} here", file=sys.stderr)
 
 
 rule book:
@@ -115,7 +120,7 @@ rule notebook:
         f"{DONE}/{{page}}.ipynb",
     wildcard_constraints:
         page="[A-Za-z0-9-]+",
-    threads: lambda wildcards: 1 if experiments.recipes(wildcards.page, PROFILE) else 64  # the live page trains: all there are
+    threads: lambda wildcards: 1 if experiments.recipes(wildcards.page, PROFILE, RUNS) else 64  # the live page trains: all there are
     params:
         words=[PROFILE, RUNS],
     shell:

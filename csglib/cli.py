@@ -29,9 +29,13 @@ def train(
         checkpoint_every: Epochs from one checkpoint to the next; an interruption costs at most these.
         seeds: Several seeds in place of the recipe's, side by side; out is then the folder of their folders.
     """
+    from csglib import pace
     from csglib.train import pick_device, settle_precision, side_by_side, train
 
-    recipe = settle_precision(recipe, pick_device(device))[0] if out is None or seeds else recipe
+    settled = settle_precision(recipe, pick_device(device))[0]
+    recipe = settled if out is None or seeds else recipe
+    if pace.worth_telling(settled):
+        print(pace.predict(settled, pick_device(device)) + " each" * (len(seeds) > 1), file=sys.stderr)
     if seeds:
         recipes = [replace(recipe, seed=seed) for seed in seeds]
         trained = side_by_side([(r, (out or Path("build/runs")) / r.name) for r in recipes], device, checkpoint_every)
@@ -52,16 +56,21 @@ def missing(profile: str = "paper", at_once: int = 1, device: str | None = None)
         at_once: How many train side by side.
         device: cpu or cuda.  Default: cuda where there is one.
     """
-    from csglib import data, experiments
+    from csglib import experiments, pace
     from csglib.methods import method
-    from csglib.train import side_by_side
+    from csglib.train import pick_device, side_by_side
 
     if at_once < 1:
         raise Problem(f"{at_once} trainings at once cannot be: use 1, 2, 3, ...")
     asked = dict.fromkeys(r for page in experiments.book()["pages"] for r in experiments.missing(page, profile))
-    wanted = [r for r in asked if data.present(r.dataset)]
-    for recipe in [r for r in asked if r not in wanted]:
-        print(f"its photographs are not here, left out: {recipe.command}", file=sys.stderr)
+    wanted = []
+    for recipe in asked:
+        if why := experiments.obstacle(recipe):
+            print(f"{why}, left out: {recipe.command}", file=sys.stderr)
+        else:
+            wanted.append(recipe)
+    if wanted:
+        print(f"{len(wanted)} to train, about {pace.words(pace.total(wanted, pick_device(device)))} here", file=sys.stderr)
     together, alone = ([r for r in wanted if method(r).draws is draws] for draws in (False, True))
     groups = [together[i : i + at_once] for i in range(0, len(together), at_once)] + [[r] for r in alone]
     for group in groups:

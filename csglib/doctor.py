@@ -65,6 +65,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("ok", f"csglib {__version__}, {f'the repository in {ROOT}' if CLONE else f'installed in {ROOT.parent}'}")
     yield pair()
     yield gpu()
+    yield speed()
     for purpose, names in TOOLS.items():
         if lacking := [name for name in names if find_spec(name) is None]:
             yield Finding(
@@ -110,6 +111,18 @@ def gpu() -> Finding:
             f"nvidia-smi is here, but torch sees no GPU ({why}, or no GPU is free): update it, or set CUDA_VISIBLE_DEVICES=''",
         )
     return Finding("note", str(choose()))
+
+
+def speed() -> Finding:
+    """What a run of the book takes here."""
+    from csglib import pace
+    from csglib.train import pick_device, settle_precision
+
+    device = pick_device(None)
+    try:
+        return Finding("ok", f"ResNet-20 on CIFAR-10, {pace.predict(settle_precision(Recipe(), device)[0], device)}")
+    except RuntimeError as error:  # a GPU that cannot be used, of which `gpu` tells
+        return Finding("note", f"no step could be timed ({str(error).splitlines()[0][:100]})")
 
 
 def place() -> Finding:

@@ -1,4 +1,8 @@
-"""book/experiments.yml: which recipes each page needs, per profile, and the runs of them that exist."""
+"""book/experiments.yml: which recipes each page needs, per profile, and the runs of them that exist.
+
+Precision and loop are how a run is computed, not what.  Where a profile says `precision: auto`, a run serves in any form, but
+all runs of a page share one: that of most of its runs, or what is native here where it has none.
+"""
 
 import json
 from dataclasses import dataclass
@@ -6,10 +10,11 @@ from pathlib import Path
 
 import yaml
 
-from csglib import Problem, check_name, formats, runs
+from csglib import Problem, check_name, data, formats, papers, runs
 from csglib.data import ROOT
 from csglib.files import MIB, check_size, parse_json, short
-from csglib.runs import Recipe, Run
+from csglib.runs import FORMS, Recipe, Run
+from csglib.train import emulated, pick_device, settle_precision
 
 FILE = ROOT / "book" / "experiments.yml"
 
@@ -81,8 +86,11 @@ def profile(name: str) -> Profile:
     )
 
 
-def recipes(page: str, profile_name: str) -> dict[str, list[Recipe]]:
-    """The page's experiments, each with one recipe a seed."""
+def recipes(page: str, profile_name: str, folder: Path | str | None = None) -> dict[str, list[Recipe]]:
+    """The page's experiments, each with one recipe a seed, in the form in which most of them have a run in the folder.
+
+    Raises Problem where the two sides of one of the page's claims would be computed in different forms.
+    """
     table, p = book(), profile(profile_name)
     check_name("page", page, table["pages"])
     groups = {}
@@ -95,7 +103,49 @@ def recipes(page: str, profile_name: str) -> dict[str, list[Recipe]]:
         kind = dict(p.kinds.get(own.pop("kind", None), {}))
         seeds = kind.pop("seeds", p.seeds)
         groups[name] = [Recipe.from_dict(p.recipe | kind | own | {"seed": seed}, str(FILE)) for seed in seeds]
+    settle_form(groups, Path(folder or runs.PUBLISHED))
+    check_forms(page, profile_name, groups)
     return groups
+
+
+def settle_form(groups: dict[str, list[Recipe]], folder: Path) -> None:
+    """Give all recipes with precision auto one form."""
+    open_ = [r for group in groups.values() for r in group if r.precision == "auto"]
+    if not open_:
+        return
+    count = {form: sum((folder / r.in_form(form).name).exists() for r in open_) for form in FORMS}
+    form = max(FORMS, key=count.get)  # the first of equals, so that no machine chooses otherwise
+    if not count[form]:
+        form = native_form(open_[0])
+    for name, group in groups.items():
+        groups[name] = [r.in_form(form) if r.precision == "auto" else r for r in group]
+
+
+def native_form(recipe: Recipe) -> tuple[str, str]:
+    """How this machine trains it, where no other run prescribes it."""
+    return settle_precision(recipe, pick_device(None))[0].form
+
+
+def check_forms(page: str, profile_name: str, groups: dict[str, list[Recipe]]) -> None:
+    for claim in papers.CLAIMS:
+        if claim.page == page and claim.over:
+            sides = [groups.get(name, []) for name in (claim.of, claim.over)]
+            if len({r.form for side in sides for r in side}) > 1:
+                told = " and ".join(f"{g[0].method} in {g[0].precision}, loop {g[0].loop}" for g in sides)
+                remedy = "give both sides one precision and loop"
+                raise Problem(f"{FILE}: profile {profile_name} compares {told} for the claim {claim.id}: {remedy}")
+
+
+def obstacle(recipe: Recipe) -> str | None:
+    """Why it cannot be trained here; None if it can."""
+    if not data.present(recipe.dataset):
+        return "its photographs are not here"
+    if emulated(recipe.precision, pick_device(None)):
+        return (
+            f"the runs beside it are in {recipe.precision}, which this machine emulates, slowly (`precision: float32` in "
+            f"{FILE.name} trains all of them in float32)"
+        )
+    return None
 
 
 def enlarged(recipe: Recipe, profile_name: str) -> Recipe:
@@ -114,12 +164,12 @@ def published(page: str, profile_name: str, folder: Path | str | None = None) ->
     where = Path(folder or runs.PUBLISHED)
     return {
         name: [runs.published(recipe, where) for recipe in group if (where / recipe.name).exists()]
-        for name, group in recipes(page, profile_name).items()
+        for name, group in recipes(page, profile_name, where).items()
     }
 
 
 def missing(page: str, profile_name: str, folder: Path | str | None = None) -> list[Recipe]:
     """The page's recipes without a run there."""
     where = Path(folder or runs.PUBLISHED)
-    asked = dict.fromkeys(r for group in recipes(page, profile_name).values() for r in group)
+    asked = dict.fromkeys(r for group in recipes(page, profile_name, where).values() for r in group)
     return [r for r in asked if not (where / r.name).exists()]

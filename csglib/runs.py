@@ -7,6 +7,7 @@ place in a folder of the same name with `.part` added.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from csglib.files import check_size, parse_json, read_json, read_tensors, read_t
 FORMAT = 2  # of the run folder; a folder of another format is refused
 PUBLISHED = ROOT / "data" / "runs" if CLONE else folder() / "runs"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+FORMS = tuple(itertools.product(("bfloat16", "float16", "float32"), ("plain", "fast")))  # precision and loop: how, not what
 FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetensors", "metrics.json")
 AGAIN = "restore it with git, or train the run again into a new folder"
 NAME = re.compile(r"(?!/)(?!.*\.\.)[A-Za-z0-9._:@,/+ -]*")  # what a recipe may call things: it reaches shells, pages and paths
@@ -127,6 +129,14 @@ class Recipe:
         """What its folder under data/runs is called."""
         words = f"{self.dataset}-{self.net}-{self.method}-{self.epochs}e-s{self.seed}-{self.key[:6]}"
         return re.sub(r"[^A-Za-z0-9._-]+", "-", words)
+
+    @property
+    def form(self) -> tuple[str, str]:
+        """How it is computed: precision and loop.  Runs that differ in nothing else answer the same question."""
+        return self.precision, self.loop
+
+    def in_form(self, form: tuple[str, str]) -> "Recipe":
+        return dataclasses.replace(self, precision=form[0], loop=form[1])
 
     @property
     def flags(self) -> str:
@@ -316,3 +326,9 @@ def published(recipe: Recipe, folder: Path = PUBLISHED) -> Run:
     if run.recipe != recipe:
         raise Problem(f"{path} holds another recipe than its name says: remove it and run `{recipe.command}`")
     return run
+
+
+def siblings(recipe: Recipe, folder: Path = PUBLISHED) -> list[Recipe]:
+    """Those that differ from it in nothing but precision or loop, and have a run there."""
+    others = [recipe.in_form(form) for form in FORMS if form != recipe.form]
+    return [other for other in others if (folder / other.name).exists()]

@@ -10,7 +10,7 @@ from IPython.display import Markdown
 from csglib import claims, measured, metrics
 from csglib.claims import schedule
 from csglib.gate import sharpness
-from csglib.runs import Recipe, Run
+from csglib.runs import Recipe, Run, siblings
 
 METRICS = {  # what a table calls each number of metrics.json
     "accuracy": "Accuracy",
@@ -300,7 +300,18 @@ def provenance(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
         return Markdown("No run behind this page yet.")
     again = "\n".join(dict.fromkeys(commands))
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return Markdown(f"{table}\n\n:::{{dropdown}} Run it again\n```sh\n{again}\n```\n:::\n")
+    told = forms([run for group in runs.values() for run in group])
+    return Markdown(f"{table}\n\n{told}\n\n:::{{dropdown}} Run it again\n```sh\n{again}\n```\n:::\n")
+
+
+def forms(group: list[Run]) -> str:
+    """In which precision and by which loop the runs were computed, and which others lie beside them and are not read."""
+    used = dict.fromkeys(run.recipe.form for run in group)
+    told = f"Computed in {' and '.join(f'{precision} by the {loop} loop' for precision, loop in used)}."
+    beside = dict.fromkeys(other for run in group for other in siblings(run.recipe, run.path.parent))
+    if left := [other.name for other in beside if other.form not in used]:
+        told += f" Left out, since they were computed otherwise: {', '.join(f'`{name}`' for name in left)}."
+    return told
 
 
 def recipe_words(recipe: Recipe) -> str:
@@ -319,7 +330,10 @@ def missing(recipes: list[Recipe]) -> Markdown:
     if not recipes:
         return Markdown("All runs of this page are there.")
     commands = "\n".join(recipe.command for recipe in recipes)
-    return Markdown(f"Not run yet, so not in the numbers above:\n\n```sh\n{commands}\n```")
+    told = f"Not run yet, so not in the numbers above:\n\n```sh\n{commands}\n```"
+    if left := [r.name for recipe in recipes for r in siblings(recipe)]:
+        told += f"\n\nThere, but computed otherwise than the runs above: {', '.join(f'`{name}`' for name in left)}."
+    return Markdown(told)
 
 
 def run_entry(run: Run) -> str:

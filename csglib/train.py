@@ -4,12 +4,14 @@ Images stay uint8 on the device and are augmented there.  On one CPU, with equal
 gives the same weights bit for bit, interrupted or not: all randomness of an epoch comes from (seed, epoch).
 """
 
+import copy
 import dataclasses
 import json
 import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,6 +131,10 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
     steps = len(dataset.train) // recipe.batch_size
     hidden = bool(os.environ.get("TQDM_DISABLE")) or not leads  # tqdm itself reads it in a terminal, but not in a notebook
     print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
+    if leads and emulated(recipe.precision, device):
+        times = emulation(net, dataset.train.images[:16], recipe.precision)
+        told = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
+        print(f"{told}; --precision float32, with another --out, avoids that", file=sys.stderr)
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
             path = m.path(recipe, epoch)
@@ -268,22 +274,48 @@ def pick_device(name: str | None) -> torch.device:
 
 def settle_precision(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]:
     """The recipe with its precision named, and the reason, for print and provenance."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        why = provenance.plain(torch.cuda.get_device_name(device))
-    else:
-        native, why = cpu_has_bfloat16(), "this processor"
-    verdict = f"{why} {'computes' if native else 'does not compute'} bfloat16 natively"
+    precision, verdict = native(device)
     if recipe.precision == "auto":
-        other = "float16" if device.type == "cuda" else "float32"  # as on a T4
-        return dataclasses.replace(recipe, precision="bfloat16" if native else other), verdict
+        return dataclasses.replace(recipe, precision=precision), verdict
     return recipe, f"asked for; {verdict}"
 
 
+def native(device: torch.device) -> tuple[str, str]:
+    """The precision in which this device trains fastest, and why: bfloat16 where it computes that itself."""
+    if device.type == "cuda":
+        found = torch.cuda.is_bf16_supported(including_emulation=False)
+        why, other = provenance.plain(torch.cuda.get_device_name(device)), "float16"  # as on a T4
+    else:
+        found, why, other = cpu_has_bfloat16(), "this processor", "float32"
+    return "bfloat16" if found else other, f"{why} {'computes' if found else 'does not compute'} bfloat16 natively"
+
+
+def emulated(precision: str, device: torch.device) -> bool:
+    """Whether this device computes it by other means, and so more slowly than float32."""
+    half = {"cpu": ("bfloat16", "float16"), "cuda": ("bfloat16",)}[device.type]
+    return precision in half and precision != native(device)[0]
+
+
+def emulation(net: nets.Split, images: UInt8[Tensor, "N 3 H W"], precision: str) -> float:
+    """How many times as long as in float32 the network takes with these images, forward and backward; measured on a copy."""
+    net, x, taken = copy.deepcopy(net), data.to_float(images), {}
+    for name in ("float32", precision):
+        for _ in range(2):  # the first warms up
+            began = time.perf_counter()
+            with autocast(images.device, name):
+                net(x).float().sum().backward()
+            taken[name] = time.perf_counter() - began
+    return taken[precision] / taken["float32"]
+
+
 def cpu_has_bfloat16() -> bool:
-    """AVX-512 with bfloat16 or AMX: there bfloat16 doubles the images per second (measured 1,700 against 935 on 2 cores)."""
+    """AVX-512 with bfloat16 or AMX, where oneDNN may use it: there bfloat16 doubles the images per second (measured 1,700
+    against 935 on 2 cores); elsewhere it is emulated, 12 times slower than float32 (37 against 470).
+    """
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch offers no public test
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()  # oneDNN computes with no more than this, whatever is there
+    allowed = limit in ("", "ALL", "DEFAULT") or any(word in limit for word in ("BF16", "FP16", "AMX", "AVX10"))
+    return allowed and any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def network(run: Run) -> nets.Split:

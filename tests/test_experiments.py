@@ -1,7 +1,10 @@
-import pytest
+import dataclasses
 
-from csglib import Problem, experiments, methods, nets
-from csglib.runs import Recipe
+import pytest
+import yaml
+
+from csglib import Problem, experiments, methods, nets, runs, train
+from csglib.runs import FORMS, Recipe
 
 BOOK = experiments.book()
 PAIRS = [(page, profile) for page in BOOK["pages"] for profile in BOOK["profiles"]]
@@ -107,3 +110,102 @@ def test_without_the_file_the_problem_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.yml")
     with pytest.raises(Problem, match="experiments.yml is missing"):
         experiments.book()
+
+
+# Precision and loop: how a run is computed
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """processor(native): as if this machine had no GPU and did, or did not, compute bfloat16."""
+
+    def pretend(native: bool) -> None:
+        monkeypatch.setattr(experiments, "pick_device", lambda _: train.torch.device("cpu"))
+        monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: native)
+
+    return pretend
+
+
+def page_with(folder, **forms) -> dict[str, list[Recipe]]:
+    """The recipes of Table 1 after runs of it were put there: page_with(folder, std=[form of seed 0, of seed 1, ...])."""
+    for name, of_seeds in forms.items():
+        for recipe, form in zip(experiments.recipes("table1", "short")[name], of_seeds, strict=False):
+            (folder / recipe.in_form(form).name).mkdir(exist_ok=True)
+    return experiments.recipes("table1", "short", folder)
+
+
+BF16, FLOAT, FAST = ("bfloat16", "plain"), ("float32", "plain"), ("float32", "fast")
+
+
+@pytest.mark.parametrize("native, form", [(True, BF16), (False, FLOAT)])
+def test_without_runs_a_page_is_trained_in_what_is_native(native, form, processor, tmp_path):
+    processor(native)
+    assert {r.form for group in page_with(tmp_path).values() for r in group} == {form}
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_serves_whatever_its_precision_and_loop_and_what_is_missing_joins_it(form, native, processor, tmp_path):
+    processor(native)
+    groups = page_with(tmp_path, std=[form])
+    assert {r.form for group in groups.values() for r in group} == {form}
+    assert groups["std"][0] not in experiments.missing("table1", "short", tmp_path)
+    assert len(experiments.missing("table1", "short", tmp_path)) == 8
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_runs_of_two_forms_are_told_apart_and_the_form_of_most_is_read(native, processor, tmp_path):
+    processor(native)
+    groups = page_with(tmp_path, std=[BF16, FLOAT, FLOAT], csg=[FLOAT, FAST])
+    assert {r.form for group in groups.values() for r in group} == {FLOAT}
+    assert [r.seed for r in experiments.missing("table1", "short", tmp_path) if r.method == "standard"] == [0]
+    assert {r.form for g in page_with(tmp_path, csg=[BF16, BF16]).values() for r in g} == {BF16}  # three of each
+
+
+def test_published_runs_keep_their_keys():
+    for page in BOOK["pages"]:
+        for group in experiments.published(page, "short").values():
+            assert all(run.recipe.key == run.provenance["key"] and run.path.name == run.recipe.name for run in group)
+    assert sum(len(group) for group in experiments.published("table1", "short").values()) == 9
+
+
+def changed_file(monkeypatch, tmp_path, change) -> None:
+    table = yaml.safe_load(experiments.FILE.read_text())
+    change(table)
+    (tmp_path / "experiments.yml").write_text(yaml.safe_dump(table))
+    monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.yml")
+
+
+def test_a_precision_that_the_file_names_is_the_only_one_that_counts(monkeypatch, tmp_path):
+    changed_file(monkeypatch, tmp_path, lambda table: table["profiles"]["short"]["recipe"].update(precision="float32"))
+    groups = experiments.recipes("table1", "short")
+    assert {r.form for group in groups.values() for r in group} == {FLOAT}
+    assert len(experiments.missing("table1", "short")) == 9 and not any(experiments.published("table1", "short").values())
+
+
+@pytest.mark.parametrize("field, value", [("precision", "float32"), ("loop", "fast")])
+def test_a_profile_that_compares_two_forms_for_a_claim_is_refused_by_name(field, value, monkeypatch, tmp_path):
+    def change(table):
+        table["profiles"]["short"]["recipe"]["precision"] = "bfloat16"
+        table["experiments"]["csg"][field] = value
+
+    changed_file(monkeypatch, tmp_path, change)
+    with pytest.raises(Problem, match="profile short compares .*csg in .*standard in bfloat16, loop plain for the claim"):
+        experiments.recipes("table1", "short")
+
+
+def test_what_is_emulated_here_is_not_trained_beside_other_runs_and_the_remedy_is_told(processor):
+    recipe = Recipe(precision="bfloat16")
+    processor(True)
+    assert experiments.obstacle(recipe) is None
+    processor(False)
+    assert "`precision: float32` in experiments.yml trains all of them" in experiments.obstacle(recipe)
+    assert experiments.obstacle(dataclasses.replace(recipe, precision="float32")) is None
+    assert "photographs are not here" in experiments.obstacle(Recipe(dataset="voc:nowhere", precision="float32"))
+
+
+def test_siblings_differ_in_precision_or_loop_alone(tmp_path):
+    recipe = Recipe(precision="float32", seed=3)
+    for other in (recipe, recipe.in_form(FAST), recipe.in_form(BF16), dataclasses.replace(recipe, seed=4)):
+        (tmp_path / other.name).mkdir()
+    assert runs.siblings(recipe, tmp_path) == [recipe.in_form(BF16), recipe.in_form(FAST)]

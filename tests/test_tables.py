@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import pytest
@@ -45,6 +46,14 @@ def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run
     assert "30 epochs, one cycle, `method standard`, `precision float32`" in text
     assert "No run" in tables.provenance({"std": []}).data
     assert "#run-" not in tables.provenance(runs, published=False).data
+
+
+def test_provenance_says_how_the_runs_were_computed_and_which_others_it_leaves_out(run, tmp_path):
+    moved = dataclasses.replace(run, path=tmp_path / run.path.name)
+    assert "Computed in float32 by the plain loop.\n" in tables.provenance({"csg": [moved]}).data
+    other = run.recipe.in_form(("bfloat16", "plain"))
+    (tmp_path / other.name).mkdir()
+    assert f"Left out, since they were computed otherwise: `{other.name}`." in tables.provenance({"csg": [moved]}).data
 
 
 def test_missing_runs_are_listed_with_their_commands():
