@@ -7,11 +7,10 @@
 #
 # Executed notebooks lie in a folder of their profile, so that a change of profile is a change of input.
 # Every run that exists and every measured file is opened, and so compared with its digests, before anything is made of it;
-# `verify` recomputes each run once and marks it in build/verified under its name and a digest of its provenance, of what was
-# measured and of the code.
+# `verify` recomputes a run that is not in the committed list of those that were, and marks it in build/verified under its name
+# and a digest of its provenance and of what was measured of it.
 # The lock is our own: Snakemake's outlives a process that is killed, ours ends with it.  Killed, the same command goes on.
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -34,7 +33,11 @@ try:
         parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
     for kind in measured.TOOLS:
         measured.read(kind)
-    THERE = [name for name, recipe in RECIPES.items() if Path(RUNS, name).exists() and runs.published(recipe, Path(RUNS))]
+    THERE = {name: runs.published(r, Path(RUNS)) for name, r in RECIPES.items() if Path(RUNS, name).exists()}
+    # Smoke trains anew with the code as it is; what was recomputed before it was published stands in a committed list
+    listed = lambda run: PROFILE == "smoke" or measured.verified(run)
+    marks = {n: f"{BUILD}/verified/{n}-{measured.mark(run)[:12]}" for n, run in THERE.items() if not listed(run)}
+    UNVERIFIED = {name: path for name, path in marks.items() if not Path(path).exists()}
     if workflow.is_main_process:
         Path(BUILD).mkdir(parents=True, exist_ok=True)
         LOCK = files.lock(Path(BUILD))  # until this process ends
@@ -43,21 +46,7 @@ except Problem as problem:
 except OSError as error:
     sys.exit(f"csglib: {error}: check that the path can be read and written, and give the same command again")
 
-CODE = [
-    f"csglib/{name}.py"
-    for name in ("gate", "information", "measured", "metrics", "nets", "runs", "sweep", "templates", "train", "verify")
-]
-MEASURED = [str(p) for p in Path("data/measured").glob("*.json")]
-
-
-def mark(name):
-    """Where it is noted that this code has verified this run and what was measured of it."""
-    seen = "".join(data.digest(Path(p)) for p in [f"{RUNS}/{name}/provenance.json", *sorted(MEASURED), *CODE])
-    return f"{BUILD}/verified/{name}-{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
-
-
-VERIFIED = {name: mark(name) for name in THERE if PROFILE != "smoke"}  # smoke trains anew with the code as it is
-UNVERIFIED = {name: place for name, place in VERIFIED.items() if not Path(place).exists()}
+MEASURED = [str(p) for p in Path("data/measured").glob("*.json") if p.stem != "verified"]
 
 
 def runs_of(page):
@@ -95,7 +84,7 @@ rule book:
         "pyproject.toml",  # the address behind the buttons
         "tools/assemble.py",
         LIBRARY,
-        VERIFIED.values(),
+        UNVERIFIED.values(),
         [folder for page in PAGES for folder in runs_of(page)],
         [str(p) for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb"],
         [str(p) for p in Path("tools/ext").glob("*.py")],

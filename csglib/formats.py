@@ -109,6 +109,7 @@ TRIAL = record({"recipe": RECIPE, "commit": COMMIT} | {n: METRICS["properties"][
 MEASURED = {
     "detection": sealed(rest=only("accuracy", **STAMP, images=WHOLE, attacks=ATTACKS)),
     "localisation": sealed(rest=only(**STAMP, crops=only(tight=only(**TIGHT), wide=only(**CROPS)))),
+    "verified": sealed(rest=SHA256),
     "animals-trials": sealed({"trials": {"type": "array", "items": TRIAL}}),
     "step-cost": sealed(
         {"milliseconds": record({"standard": COUNT}, rest=COUNT), "ratio": every(COUNT)}

@@ -23,6 +23,7 @@ TOOLS = {
     "speed": "tools/bench.py",
     "step-cost": "tools/step_cost.py",
     "third-party-resnet20": "tools/third_party.py PATH",
+    "verified": "tools/verify_all.py",
 }
 OF_RUNS = ("detection", "localisation")  # with an entry a run
 
@@ -70,3 +71,14 @@ def keep(kind: str, run: Run, found: dict) -> None:
 
 def weights(run: Run) -> str:
     return run.provenance["sha256"]["model.safetensors"]
+
+
+def mark(run: Run) -> str:
+    """A digest of all that verification compares: the run's files, by their digests in its provenance, and its measurements."""
+    entries = json.dumps({kind: of(kind, run) for kind in OF_RUNS}, sort_keys=True)
+    return hashlib.sha256((run.path / "provenance.json").read_bytes() + entries.encode()).hexdigest()
+
+
+def verified(run: Run) -> bool:
+    """Whether it was recomputed before it was published, as it is now."""
+    return read("verified").get(run.recipe.name) == mark(run)

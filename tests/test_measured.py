@@ -106,3 +106,21 @@ def test_what_was_measured_is_verified_with_its_run(folder, csglib):
     measured.write("detection", replaced(measured.read("detection"), ("*", "accuracy"), 0.9))
     code, out, err = csglib("verify", run.path)
     assert code == 2 and out == "" and err.startswith("csglib: ") and "detection.json says accuracy 0.9" in err
+
+
+@pytest.mark.parametrize("path", sorted(p.parent for p in runs.PUBLISHED.glob("*/provenance.json")), ids=lambda p: p.name)
+def test_every_published_run_is_in_the_list_of_the_verified_as_it_is(path):
+    assert measured.verified(runs.read(path)), "run `python tools/verify_all.py` and commit data/measured/verified.json"
+
+
+def test_a_run_leaves_the_list_when_it_or_what_was_measured_of_it_changes(monkeypatch, tmp_path):
+    run = runs.read(next(runs.PUBLISHED / name for name in measured.read("detection")))
+    assert measured.verified(run)
+    real = measured.of
+    with monkeypatch.context() as patch:
+        patch.setattr(measured, "of", lambda kind, run: real(kind, run) and real(kind, run) | {"images": 7})
+        assert not measured.verified(run)
+    copied = shutil.copytree(run.path, tmp_path / run.path.name)
+    path = copied / "provenance.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 0 '))
+    assert not measured.verified(runs.read(copied))
