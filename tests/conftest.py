@@ -80,8 +80,13 @@ def run(tmp_path_factory) -> runs.Run:
     """A finished run on the embedded sample: one gated epoch, one standard.  Read only; damage copies of it."""
     from csglib.train import train
 
-    recipe = runs.Recipe(dataset="cifar10-mini", epochs=2, cycle="gs", precision="float32")
-    return train(recipe, tmp_path_factory.mktemp("runs") / "run", "cpu")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # of several test processes one trains
+    with (shared / "run.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not (shared / "run").exists():
+            train(runs.Recipe(dataset="cifar10-mini", epochs=2, cycle="gs", precision="float32"), shared / "run", "cpu")
+    return runs.read(shared / "run")
 
 
 @pytest.fixture(scope="session")

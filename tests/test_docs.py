@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import BIN, ROOT
 
-from csglib import folders, methods, nets, train
+from csglib import folders, methods, nets, pace, train
 
 BOOK = ROOT / "book"
 SOURCES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data/README.md")]
@@ -92,6 +92,7 @@ def smoke(tiny, tmp_path, monkeypatch):
         return real(dataclasses.replace(recipe, **small), out, "cpu", every)
 
     monkeypatch.setattr(train, "train", short)
+    monkeypatch.setattr(pace, "worth_telling", lambda _: False)  # tests/test_pace.py has the command predict
     return tmp_path
 
 

@@ -7,7 +7,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from csglib import Problem, data, doctor, runs, train
+from csglib import Problem, data, doctor, pace, runs, train
 
 
 @pytest.fixture
@@ -21,6 +21,18 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
 
     return pretend
+
+
+@pytest.fixture(autouse=True)
+def predicted(monkeypatch):
+    """What is predicted is the concern of tests/test_pace.py."""
+    monkeypatch.setattr(pace, "predict", lambda recipe, device: f"{recipe.epochs} epochs: about 25 min in {recipe.precision}")
+
+
+def test_the_doctor_predicts_a_run_of_the_book(monkeypatch):
+    monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cpu"))
+    assert str(named("ResNet-20 on CIFAR-10")).endswith("30 epochs: about 25 min in float32")
 
 
 def named(text: str) -> doctor.Finding:
