@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ EPOCHS = 10  # over which starting is counted: 10 of 390 steps
 SHORT = 3  # epochs of the trainings that compare the loops' accuracy
 UNITS = {
     "cpu_train": ("times", "the usual loop: float32, transforms of torchvision in a DataLoader with a worker a core"),
+    "cpu_float32": ("times", "the same usual loop, in float32 as this one"),
     "csg_step": ("times", "a step of standard training, ResNet-20, 64 filters, 10 classes"),
     "csg_step_1000": ("times", "a step of standard training, ResNet-18, 512 filters, 1,000 classes"),
     "mis": ("times", "mutual_info_classif of scikit-learn, a class at a time; 10,000 samples of 64 filters, 10 classes"),
@@ -49,7 +51,13 @@ UNITS = {
 
 def main(rounds: int, names: list[str]) -> None:
     kept = {row["name"]: row for row in measured.read("speed").get("rows", [])}
-    measures = {"cpu_train": cpu_train, "csg_step": csg_step, "csg_step_1000": csg_step_1000, "mis": mis}
+    measures = {
+        "cpu_train": cpu_train,
+        "cpu_float32": cpu_float32,
+        "csg_step": csg_step,
+        "csg_step_1000": csg_step_1000,
+        "mis": mis,
+    }
     measures |= {"mis_memory_mb": mis_memory, "peak_rss_mb": peak_rss, "fast_minus_plain": loops}
     if torch.cuda.is_available():
         measures |= {"gpu_train": gpu_train, "gpu_run_s": gpu_run, "gpu_run8_s": gpu_run8}
@@ -117,6 +125,58 @@ def cpu_train(rounds: int) -> tuple[list[float], dict]:
     return ratios["plain"], {"images_per_second": rates, "fast_loop": fast, "fast_loop_starts_in_s": start}
 
 
+def cpu_float32(rounds: int) -> tuple[list[float], dict]:
+    """The same in float32, as a processor without bfloat16 trains; and how near its convolutions come to a matrix product."""
+    found: dict[str, list[dict]] = {"usual": [], "float32": []}
+    native = train.native(torch.device("cpu"))[0]
+    for _ in range(rounds):
+        found["usual"].append(child("usual", "cpu", torch.get_num_threads()))
+        for precision in dict.fromkeys(("float32", native)):
+            found.setdefault(precision, []).append(child("ours", "plain", "cpu", precision))
+    ratios = [ten_epochs(u) / ten_epochs(o) for u, o in zip(found["usual"], found["float32"], strict=True)]
+    rates = {name: round(statistics.median(128 / f["step"] for f in rows)) for name, rows in found.items()}
+    return ratios, {"images_per_second": rates, "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "all")} | child("limit")
+
+
+def limit() -> dict:
+    """Rates in float32 of a ResNet-20's convolutions, forward and backward, and of a product of two 1024 x 1024 matrices."""
+    keep_memory()
+    net = nets.resnet20(10).to(memory_format=torch.channels_last).train()
+    convs = {m: None for m in net.modules() if isinstance(m, torch.nn.Conv2d)}
+    for conv in convs:
+        conv.register_forward_hook(lambda m, inputs, _: convs.update({m: inputs[0].detach()}))
+    net(data.to_float(load(1).images))
+    first, seconds, operations = next(iter(convs)), 0.0, 0.0
+    for conv, x in convs.items():
+        conv._forward_hooks.clear()
+        x.requires_grad_(conv is not first)  # the first convolution needs no gradient of the pixels
+        y = conv(x)
+        multiplied = 2 * y[0].numel() * len(y) * conv.weight[0].numel()
+        operations += multiplied * (2 if conv is first else 3)
+        seconds += best(partial(both_ways, conv, x, torch.ones_like(y)))
+    a, b = torch.rand(2, 1024, 1024)
+    product = 2 * 1024**3 / best(lambda: a @ b)
+    return {
+        "convolutions_ms": round(1000 * seconds, 1),
+        "convolutions_gflops": round(operations / seconds / 1e9, 1),
+        "product_gflops": round(product / 1e9, 1),
+    }
+
+
+def both_ways(conv, x, gradient) -> None:
+    conv(x).backward(gradient)
+
+
+def best(run, times: int = 15) -> float:
+    """The fastest of several: what else the machine does can only slow it."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
 def ten_epochs(found: dict) -> float:
     return found["start"] + EPOCHS * 390 * found["step"]
 
@@ -156,10 +216,10 @@ def usual(device: str, workers: int) -> dict:
     return {"step": step, "start": max(0.0, times[9] - began - 10 * step)}
 
 
-def ours(loop: str, device: str = "cpu") -> dict:
+def ours(loop: str, device: str = "cpu", precision: str | None = None) -> dict:
     keep_memory()
     images = load(STEPS).to(device)
-    recipe = Recipe(method="standard", loop=loop, precision=train.settle_precision(Recipe(), torch.device(device))[0].precision)
+    recipe = Recipe(method="standard", loop=loop, precision=precision or train.native(torch.device(device))[0])
     began = time.perf_counter()
     steps = looping(recipe, images)
     seconds = []
@@ -343,7 +403,8 @@ if __name__ == "__main__":
             what, *rest = sys.argv[2:]
             if what == "usual":
                 rest[1] = int(rest[1])
-            print(json.dumps({"usual": usual, "ours": ours, "memory": memory, "peak": peak, "trained": trained}[what](*rest)))
+            kinds = {"usual": usual, "ours": ours, "limit": limit, "memory": memory, "peak": peak, "trained": trained}
+            print(json.dumps(kinds[what](*rest)))
         elif sys.argv[1:2] == ["only"]:
             main(ROUNDS, sys.argv[2:])
         else:
