@@ -162,7 +162,7 @@ def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = P
     from csglib import claims, experiments, papers
     from csglib.runs import write
 
-    judged = [claims.judge(c, experiments.published(c.page, profile, runs_folder)) for c in papers.CLAIMS]
+    judged = claims.corrected([claims.judge(c, experiments.published(c.page, profile, runs_folder)) for c in papers.CLAIMS])
     out.parent.mkdir(parents=True, exist_ok=True)
     write(out, json.dumps(judged, indent=2) + "\n")
 

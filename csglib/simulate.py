@@ -138,7 +138,7 @@ def changed() -> str:
         now = verdicts.rule(claim, ours, other, entry["paired"], entry["comparable"], entry["held"])
         if now.verdict == entry["verdict"]:
             continue
-        row = {"Claim": claim.sentence, "Until b2d7419": entry["verdict"], "Now, same runs": now.verdict}
+        row = {"Claim": f"{claim.sentence} ({{doc}}`{claim.page}`)", "Until b2d7419": entry["verdict"], "Now, same runs": now.verdict}
         if len(ours) >= verdicts.SEEDS:
             e = verdicts.of_difference(ours, other, entry["paired"]) if claim.over else verdicts.of_mean(ours)
             row |= {"Ours": f"{e.mean:{'+' if claim.over else ''}.4f}", "95 % interval": band(e, "+" if claim.over else "")}
