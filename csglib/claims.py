@@ -134,8 +134,8 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
     comparable = all(presumed(run.recipe) for run in used)
     ruling = verdicts.rule(claim, ours, other, paired, comparable, held)
     mean = (float(ours.mean() - other.mean()) if claim.over else float(ours.mean())) if n else None
-    band = verdicts.of_difference(ours, other, paired) if claim.over and n > 1 else verdicts.of_mean(ours) if n > 1 else None
-    low, high = map(float, band.interval()) if band else (None, None)
+    e = None if n < 2 else verdicts.of_difference(ours, other, paired) if claim.over else verdicts.of_mean(ours)
+    low, high = map(float, e.interval()) if e else (None, None)
     return asdict(claim) | {
         "ours": mean,
         "low": low,

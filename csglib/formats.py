@@ -147,7 +147,8 @@ MEASURED["scaling"] = sealed(
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
-SIDES = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}, "minItems": 2, "maxItems": 2}
+SIDE = {"type": "array", "items": {"type": "number", "minimum": -1000, "maximum": 1000}}
+SIDES = {"type": "array", "items": SIDE, "minItems": 2, "maxItems": 2}
 FIRST = record(  # a claim, as it was judged first
     {"id": PLAIN, "verdict": {"enum": ["reproduced", "contradicted", "inconclusive", "not run here"]}, "values": SIDES}
     | dict.fromkeys(("paired", "comparable", "held"), {"type": "boolean"})

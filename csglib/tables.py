@@ -44,21 +44,9 @@ def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[s
         table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
         for who, values in others.items():
             if theirs := values.get(experiment):
-                told = {m: spread([theirs.get(m)]) + " (unconfirmed)" * (m in theirs and m in papers.UNCONFIRMED) for m in METRICS}
-                table[f"{name}, {who}"] = [*told.values(), ""]
+                unsure = {m: " (unconfirmed)" for m in papers.UNCONFIRMED if m in theirs}
+                table[f"{name}, {who}"] = [*(spread([theirs.get(m)]) + unsure.get(m, "") for m in METRICS), ""]
     return markdown(pd.DataFrame(table))
-
-
-def estimators() -> Markdown:
-    """What the third party's re-run says of its estimator: the paper's score and its own, network by network."""
-    paper, rerun = papers.paper_values("table1"), papers.RERUN
-    told = [f"{rerun[of]['mis']:.4f} / {paper[of]['mis']:.4f} = {rerun[of]['mis'] / paper[of]['mis']:.2f}" for of in ("csg", "std")]
-    ratios = [f"{values['csg']['mis'] / values['std']['mis']:.2f}" for values in (paper, rerun)]
-    return Markdown(
-        f"The third party's MIS is the same part of the paper's for both networks (CSG {told[0]}, STD {told[1]}), and CSG's score is "
-        f"{ratios[0]} times that of STD in the paper and {ratios[1]} times in the re-run. So its estimator, or what it is given, "
-        "differs from the paper's by a factor, and its finding does not."
-    )
 
 
 def statistics(rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3) -> Markdown:

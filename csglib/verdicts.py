@@ -13,7 +13,7 @@ of a mean; of the mean difference of pairs, where both sides started alike; or W
 Everything takes arrays with the seeds last, so that simulate.py judges thousands of experiments by the same lines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ def of_mean(values: Float[np.ndarray, "*rows n"]) -> Estimate:
 
 
 def of_difference(a: Float[np.ndarray, "*rows n"], b: Float[np.ndarray, "*rows n"], paired: bool) -> Estimate:
-    """Of as many seeds on both sides.  With 3 against 5, and more spread among the 3, Welch's interval errs in 6.5 % of cases."""
+    """Of as many seeds on both sides: with 3 against 5 and more spread among the 3, Welch's interval errs in 6.5 % of cases."""
     if paired:
         return of_mean(a - b)
     first, second = of_mean(a), of_mean(b)
@@ -74,6 +74,14 @@ def of_difference(a: Float[np.ndarray, "*rows n"], b: Float[np.ndarray, "*rows n
     squares = np.where(error > 0, (parts**2).sum(0), 1)
     freedom = np.where(error > 0, error**4 * (a.shape[-1] - 1) / squares, 2 * a.shape[-1] - 2)
     return Estimate(first.mean - second.mean, error, freedom)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean over seeds; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    low, high = of_mean(np.array(values, float)).interval()
+    return float(low), float(high)
 
 
 def direction(e: Estimate, null: float = 0.0) -> Int[np.ndarray, "..."]:
@@ -126,7 +134,7 @@ def ordering(claim: Claim, e: Estimate) -> Ruling:
     verdict, name = WORDS[way][claim.question], WORDS[way][2]
     tests, size = {"direction": two_sided(e.above(-δ), e.below(-δ))}, None
     if δ and way == 1:
-        equal = closeness(e, 0, δ) == 1
+        equal = closeness(e, 0.0, δ) == 1
         verdict += ": higher" if direction(e) == 1 else f": equal within {δ:g}" if equal else f": not lower by more than {δ:g}"
     if claim.paper is not None:
         tests["size"] = two_sided(e.above(claim.paper), e.below(claim.paper))
