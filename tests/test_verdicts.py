@@ -45,6 +45,12 @@ def test_intervals_and_p_values_are_those_of_scipy(n):
             assert np.allclose(2 * np.minimum(e.above(null), e.below(null)), test(null).pvalue)
 
 
+def test_one_seed_has_no_interval():
+    assert verdicts.interval([0.9]) is verdicts.interval([]) is None
+    expected = stats.t.interval(0.95, 2, np.mean([0.9, 0.91, 0.93]), stats.sem([0.9, 0.91, 0.93]))
+    assert verdicts.interval([0.9, 0.91, 0.93]) == pytest.approx(expected)
+
+
 @often
 @given(SEEDS, st.floats(-0.5, 0.5))
 def test_a_side_is_decided_where_its_p_value_says_so(values, null):
@@ -354,9 +360,8 @@ def test_the_page_says_what_pairing_changes():
 
 
 def test_the_page_counts_the_tests_of_the_whole_list_and_what_survives():
-    text = simulate.together(
-        [entry(holm=["direction"]), entry(sentence="B.", tests={"direction": 0.2, "size": 0.03}), entry(tests={})]
-    )
+    other = entry(sentence="B.", tests={"direction": 0.2, "size": 0.03})
+    text = simulate.together([entry(holm=["direction"]), other, entry(tests={})])
     assert "3 claims make 3 tests" in text and "0.15 decisive verdicts" in text and "there are 2" in text
     assert "each of the 3 claims would give 0.15" in text and text.rstrip().endswith("- A is better.")
     assert "None survives" in simulate.together([entry()])
