@@ -15,7 +15,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from csglib import Problem, data, experiments, files, measured, runs
+from csglib import Problem, data, experiments, files, measured, runs, schedules
 
 sys.path.insert(0, "tools")
 from execute import parameters
@@ -33,6 +33,8 @@ try:
         parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
     for kind in measured.TOOLS:
         measured.read(kind)
+    BESIDE = {page: schedules.beside(page, PROFILE, RUNS) for page in schedules.PAGES if page in PAGES}  # of other schedules
+    RECIPES |= {run.recipe.name: run.recipe for found in BESIDE.values() for run in found}
     THERE = [name for name, recipe in RECIPES.items() if Path(RUNS, name).exists() and runs.published(recipe, Path(RUNS))]
     if workflow.is_main_process:
         Path(BUILD).mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,8 @@ UNVERIFIED = {name: place for name, place in VERIFIED.items() if not Path(place)
 def runs_of(page):
     """The folders of the runs that a page reads: those of its recipes that are published, or can be trained here."""
     asked = [r for group in experiments.recipes(page, PROFILE).values() for r in group]
-    return [f"{RUNS}/{r.name}" for r in asked if wanted(r)]
+    names = [r.name for r in asked if wanted(r)] + [run.recipe.name for run in BESIDE.get(page, [])]
+    return [f"{RUNS}/{name}" for name in dict.fromkeys(names)]
 
 
 def wanted(recipe):

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from csglib import Problem, attacks, measured, metrics, nets, verdicts
+from csglib import Problem, attacks, measured, metrics, nets, schedules, verdicts
 from csglib.papers import CLAIMS, UNCONFIRMED, Claim
 from csglib.runs import Recipe, Run
 from csglib.train import fitted_matrix, sample_maps
@@ -188,9 +189,23 @@ def by_seed(first: list[tuple[Run, float]], second: list[tuple[Run, float]]) -> 
     return [[side[seed] for seed in sorted(side)[:least]] for side in sides], False
 
 
-def of_page(page: str, runs: dict[str, list[Run]]) -> list[dict]:
-    """The page's claims, judged by these runs."""
-    return [judge(claim, runs) for claim in CLAIMS if claim.page == page]
+def of_page(page: str, *by_schedule: dict[str, list[Run]]) -> list[dict]:
+    """The page's claims, judged by these runs; of several schedules, the longest first, by the longest that can decide."""
+    return [longest(claim, by_schedule) for claim in CLAIMS if claim.page == page]
+
+
+def longest(claim: Claim, by_schedule: Sequence[dict[str, list[Run]]]) -> dict:
+    """Judged by the first schedule with enough seeds, else by that with most; the others stand under `also`."""
+    entries = [judge(claim, runs) for runs in by_schedule]
+    leads = next((e for e in entries if e["n"] >= verdicts.SEEDS), max(entries, key=lambda e: e["n"]))
+    told = ("schedule", "ours", "low", "high", "n", "verdict", "behind")
+    return leads | {"also": [{name: e[name] for name in told} for e in entries if e is not leads and e["n"]]}
+
+
+def every(profile: str, folder: Path | str | None = None) -> list[dict]:
+    """The list of results.json."""
+    by_page = {page: schedules.found(page, profile, folder) for page in dict.fromkeys(claim.page for claim in CLAIMS)}
+    return corrected([longest(claim, by_page[claim.page]) for claim in CLAIMS])
 
 
 def corrected(judged: Sequence[dict]) -> list[dict]:
@@ -206,9 +221,11 @@ def answer(judged: Sequence[dict]) -> str:
     told = [c for c in judged if c["answer"]]
     if not told or any(c["ours"] is None for c in told):
         return "**Not answered yet:** the runs that would tell are not here."
-    parts = [f"{c['answer'].format(ours=c['ours'])} ({in_brackets(c)})" for c in told]
+    after = told[0]["schedule"]
+    other = [f"; after {c['schedule']}" if c["schedule"] != after else "" for c in told]
+    parts = [f"{c['answer'].format(ours=c['ours'])} ({in_brackets(c)}{more})" for c, more in zip(told, other, strict=True)]
     text = ", ".join(parts).replace(", and ", " and ")
-    return f"**After {told[0]['schedule']}: {text}.**"
+    return f"**After {after}: {text}.**"
 
 
 def in_brackets(judged: dict) -> str:
@@ -233,6 +250,15 @@ def ends(low: float, high: float, sign: str = "") -> str:
     return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
 
 
+def row(judged: dict, paper: str, sign: str) -> str:
+    """What stands behind the verdict in the table: its schedule, the numbers, the runs."""
+    ours = "–" if judged["ours"] is None else f"{judged['ours']:{sign}.4f}"
+    band = "–" if judged["low"] is None else ends(judged["low"], judged["high"], sign)
+    note = f" ({judged['schedule']})" if judged["ours"] is not None else ""
+    runs = "; ".join(f"{of} {', '.join(links)}" for of, links in seeds(judged).items()) or "–"
+    return f"{note} | {paper} | {ours} | {band} | {runs} |"
+
+
 def markdown(judged: Sequence[dict]) -> str:
     """The table of claims, in Markdown."""
     sources = list(dict.fromkeys(c["source"] for c in judged if c["source"]))
@@ -240,14 +266,11 @@ def markdown(judged: Sequence[dict]) -> str:
     for c in judged:
         sign = "+" if c["over"] else ""
         paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}" + " (unconfirmed)" * (c["metric"] in UNCONFIRMED)
-        ours = "–" if c["ours"] is None else f"{c['ours']:{sign}.4f}"
-        band = "–" if c["low"] is None else ends(c["low"], c["high"], sign)
         mark = " †" * bool({"direction", "number"} & set(c.get("holm", ())))
-        note = f" ({c['schedule']})" if c["ours"] is not None else ""
-        runs = "; ".join(f"{of} {', '.join(links)}" for of, links in seeds(c).items()) or "–"
         notes = [f"source {sources.index(c['source']) + 1}"] if c["source"] else []
         notes += [f"tolerance {c['tolerance']:g}"] if c["tolerance"] else []
         about = f" *({', '.join(notes)})*" if notes else ""
-        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{mark}{note} | {paper} | {ours} | {band} | {runs} |")
+        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{mark}{row(c, paper, sign)}")
+        lines += [f"| *the same* | {other['verdict']}{row(other, '', sign)}" for other in c.get("also", ())]
     listed = "\n".join(f"{i + 1}. {source[0].upper()}{source[1:]}." for i, source in enumerate(sources))
     return "\n".join(lines) + f"\n\nSources of the claims and of the paper's numbers:\n\n{listed}\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import Problem, claims, experiments, runs, scaling, simulate, speed, tables
+from csglib import Problem, claims, experiments, runs, scaling, schedules, simulate, speed, tables
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -65,8 +65,7 @@ def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
     """An entry for each run that a page reads, and copies of the files that it links to."""
     found = {}
     for page in experiments.book()["pages"]:
-        for group in experiments.published(page, profile, runs_folder).values():
-            found |= {run.recipe.name: run for run in group}
+        found |= {run.recipe.name: run for run in schedules.beside(page, profile, runs_folder)}
     for name, run in found.items():
         (sources / "runs" / name).mkdir(parents=True)
         for file in tables.RECORDS:
