@@ -71,15 +71,10 @@ def gap_table(lengths: dict[int, Runs]) -> Markdown:
             moves += [moved(f"{metric} of {what}", c, n, *before[c["id"]])] if c["id"] in before else []
             before[c["id"]] = (c, n)
     text = " ".join(moves) or "Whether the gap closes is open: that takes two lengths with three seeds of each network."
-    absent = [
-        f"{', '.join(name.upper() for name in of)} after {n} epochs" for n, runs in lengths.items() if (of := lacking(runs))
-    ]
-    more = f"\n\nNot run here: {'; '.join(absent)}." if absent else ""
+    lacking = {n: [name.upper() for name, group in runs.items() if not group] for n, runs in lengths.items()}
+    absent = "; ".join(f"{', '.join(names)} after {n} epochs" for n, names in lacking.items() if names)
+    more = f"\n\nNot run here: {absent}." if absent else ""
     return Markdown("\n".join(rows) + f"\n\n{text}{more}")
-
-
-def lacking(runs: Runs) -> list[str]:
-    return [name for name, group in runs.items() if not group]
 
 
 def moved(what: str, now: dict, n: int, before: dict, m: int) -> str:
