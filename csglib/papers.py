@@ -29,9 +29,7 @@ class Claim:
     over: str | None = None  # for an ordering: the experiment whose metric should be smaller
     paper: float | None = None  # the paper's value; for an ordering the difference of its two values
     source: str | None = None  # where the claim or its value was read; a value without one is not used
-    tolerance: float | None = (
-        None  # half-width around our mean within which the value counts; of an ordering, how far below the first may lie
-    )
+    tolerance: float | None = None  # of a number, how far our interval may reach to both sides; of an ordering, how much lower
     answer: str | None = None  # the words for {ours} in the page's one-sentence answer; None leaves the claim out of it
     stated: bool = False  # whether the sentence itself states the value, for any schedule; else it was measured on the paper's
 

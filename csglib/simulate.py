@@ -80,16 +80,23 @@ def power() -> pd.DataFrame:
 # Tables of the pages
 
 
-def simulation() -> str:
-    """False decisions and power, in Markdown."""
-    false, seen = false_decisions(), power()
+def false_table() -> str:
+    """Shares of decisive verdicts without an effect, in Markdown: together, and in brackets for the claim and against it."""
+    table = false_decisions()
     for n in COUNTS:
-        false[f"{n} seeds"] = [
-            "–" if s is None else f"{percent(sum(s))} ({percent(s[0])} + {percent(s[1])})" for s in false[f"{n} seeds"]
+        shares = table[f"{n} seeds"]
+        table[f"{n} seeds"] = [
+            "–" if s is None else f"{100 * sum(s):.1f} % ({100 * s[0]:.1f} + {100 * s[1]:.1f})" for s in shares
         ]
-    for name in seen.columns[2:]:
-        seen[name] = [percent(share, 0) for share in seen[name]]
-    return f"{told(false)}\n\n{told(seen)}\n"
+    return f"{told(table)}\n"
+
+
+def power_table() -> str:
+    """Shares of orderings that are decided rightly, in Markdown."""
+    table = power()
+    for name in table.columns[2:]:
+        table[name] = [f"{100 * share:.0f} %" for share in table[name]]
+    return f"{told(table)}\n"
 
 
 def pairing(judged: list[dict]) -> str:
@@ -104,7 +111,7 @@ def pairing(judged: list[dict]) -> str:
         tested += 1
         narrower += bool(np.ptp(pairs.interval()) < np.ptp(welch.interval()))
         if verdicts.direction(pairs, null) != verdicts.direction(welch, null):
-            row = {"Claim": c["sentence"], "Difference": f"{c['ours']:+.4f}"}
+            row = {"Claim": linked(c["sentence"], c["page"]), "Difference": f"{c['ours']:+.4f}"}
             rows.append(row | {"Paired": band(pairs), "Welch's": band(welch), "Verdict": c["verdict"]})
     text = f"Pairing makes the interval narrower for {narrower} of {tested} orderings, and wider for the others."
     if not rows:
@@ -115,7 +122,7 @@ def pairing(judged: list[dict]) -> str:
 def together(judged: list[dict]) -> str:
     """How many false decisions the whole list may hold, and what survives Holm's correction, in Markdown."""
     tests = [(c, name, p) for c in judged for name, p in c["tests"].items()]
-    kept = [c["sentence"] for c in judged if c["holm"]]
+    kept = [linked(c["sentence"], c["page"]) for c in judged if c["holm"]]
     made = sum(p < verdicts.LEVEL for *_, p in tests)
     text = (
         f"The {len(judged)} claims make {len(tests)} tests, a direction and a size of one claim counted apart. If none of the "
@@ -140,23 +147,26 @@ def changed() -> str:
         now = verdicts.rule(claim, ours, other, entry["paired"], entry["comparable"], entry["held"])
         if now.verdict == entry["verdict"]:
             continue
-        row = {"Claim": f"{claim.sentence} ({{doc}}`{claim.page}`)", "Until b2d7419": entry["verdict"], "Now": now.verdict}
+        row = {"Claim": linked(claim.sentence, claim.page), "Until b2d7419": entry["verdict"], "Now": now.verdict}
         if n >= verdicts.SEEDS:
             e = verdicts.of_difference(ours, other, entry["paired"]) if claim.over else verdicts.of_mean(ours)
             row |= {"Ours": f"{e.mean:{'+' if claim.over else ''}.4f}", "95 % interval": band(e, "+" if claim.over else "")}
         before = {"reproduced": 1, "contradicted": -1}.get(entry["verdict"], 0)
         after = {"as claimed": 1, "reproduced": 1, "opposite": -1, "excluded": -1}.get(now.direction or now.size, 0)
         (renamed if before == after else otherwise).append(row)
-    parts = [("Decided otherwise than before", otherwise), ("Decided alike, in other words", renamed)]
-    return "\n".join(f"{title} ({len(rows)}):\n\n{told(pd.DataFrame(rows).fillna('–'))}\n" for title, rows in parts)
+    first, second = (told(pd.DataFrame(rows).fillna("–")) for rows in (otherwise, renamed))
+    return (
+        f"Decided otherwise than before ({len(otherwise)}):\n\n{first}\n\n"
+        f":::{{dropdown}} Decided alike, in other words ({len(renamed)})\n{second}\n:::\n"
+    )
+
+
+def linked(sentence: str, page: str) -> str:
+    return f"{sentence} ({{doc}}`{page}`)"
 
 
 def told(table: pd.DataFrame) -> str:
     return table.to_markdown(index=False, disable_numparse=True)
-
-
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
 
 
 def band(e: verdicts.Estimate, sign: str = "+") -> str:

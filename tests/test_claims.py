@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from csglib import Problem, claims, experiments, measured, papers, train
+from csglib import Problem, claims, experiments, measured, papers, runs, train
 from csglib.claims import Claim, judge
 from csglib.loop import Loop
 from csglib.runs import Recipe, Run
@@ -320,3 +320,15 @@ def test_without_a_gate_each_class_loses_the_seven_filters_that_excite_it_most(r
 )
 def test_an_interval_is_printed_with_the_digits_that_show_its_side_of_zero(low, high, told):
     assert claims.ends(low, high, "+") == told
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"epochs": 200}, {"lr": 0.1}, {"lr_schedule": "steps"}, {"cycle": "sg"}, {"loop": "fast"}, {"precision": "bfloat16"}],
+)
+def test_a_checkpoint_of_another_schedule_is_refused(fields, tmp_path):
+    recipe = Recipe(dataset="cifar10-mini", precision="float32")
+    runs.reserve(tmp_path / "run", recipe)
+    with pytest.raises(Problem, match="holds an unfinished run of another recipe: choose another --out"):
+        runs.reserve(tmp_path / "run", dataclasses.replace(recipe, **fields))
+    runs.reserve(tmp_path / "run", recipe)  # its own goes on

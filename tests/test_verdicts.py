@@ -348,7 +348,7 @@ def test_the_page_on_deviations_tells_what_changed():
 
 def entry(paired: bool = True, **fields) -> dict:
     base = {"sentence": "A is better.", "paired": paired, "tolerance": None, "ours": 0.1, "verdict": "reproduced", "holm": []}
-    return base | {"tests": {"direction": 0.01}, "values": [HIGH, LOW]} | fields
+    return base | {"tests": {"direction": 0.01}, "values": [HIGH, LOW], "page": "picnn"} | fields
 
 
 def test_the_page_says_what_pairing_changes():
@@ -363,12 +363,18 @@ def test_the_page_counts_the_tests_of_the_whole_list_and_what_survives():
     other = entry(sentence="B.", tests={"direction": 0.2, "size": 0.03})
     text = simulate.together([entry(holm=["direction"]), other, entry(tests={})])
     assert "3 claims make 3 tests" in text and "0.15 decisive verdicts" in text and "there are 2" in text
-    assert "each of the 3 claims would give 0.15" in text and text.rstrip().endswith("- A is better.")
+    assert "each of the 3 claims would give 0.15" in text and text.rstrip().endswith("- A is better. ({doc}`picnn`)")
     assert "None survives" in simulate.together([entry()])
 
 
 def test_the_page_prints_shares_of_false_verdicts_and_power():
-    text = simulate.simulation()
-    assert text.count("%") > 60 and "the rule until b2d7419" in text
-    rows = [line for line in text.splitlines() if line.startswith("| paired") or line.startswith("| Welch's ")]
-    assert len(rows) == len(simulate.COUNTS) * (len(simulate.CORRELATIONS) + 1)
+    false, power = simulate.false_table().splitlines(), simulate.power_table().splitlines()
+    kinds = len(simulate.NOISE) + len(simulate.SKEWED)
+    assert len(false) == 2 + 2 * kinds + 2 and "the rule until b2d7419" in false[-1]
+    assert all(len(re.findall(r"\d\.\d % \(\d+\.\d \+ \d+\.\d\)", line)) == 2 for line in false[2:-1])
+    assert len(power) == 2 + len(simulate.COUNTS) * (len(simulate.CORRELATIONS) + 1)
+    assert all(line.count("%") == 3 for line in power[2:])
+    half = power[2].split("|")  # "half of the effects of three standard deviations stay inconclusive"
+    assert (
+        half[1].strip() == "paired, correlation 0" and half[2].strip() == "3" and 0.45 < float(half[5].strip(" %")) / 100 < 0.55
+    )

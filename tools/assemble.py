@@ -55,7 +55,8 @@ def write_results(sources: Path, results: list[dict]) -> None:
 
 def write_rules(sources: Path, results: list[dict]) -> None:
     """How often the rules for verdicts err, what they see, and what they changed."""
-    (sources / "_rules_simulation.md").write_text(simulate.simulation())
+    (sources / "_rules_false.md").write_text(simulate.false_table())
+    (sources / "_rules_power.md").write_text(simulate.power_table())
     (sources / "_rules_pairing.md").write_text(simulate.pairing(results))
     (sources / "_rules_together.md").write_text(simulate.together(results))
     (sources / "_changed.md").write_text(simulate.changed())
