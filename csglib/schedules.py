@@ -13,25 +13,29 @@ SHORTEST = {"std": "standard", "csg": "alternating"}  # the same after fewer epo
 NETWORKS = ("csg", "std", "matched")
 
 
+def profiles(page: str, profile: str) -> list[str]:
+    """Those whose schedules the page shows, the longest first."""
+    known = [name for name in PROFILES if name in experiments.book()["profiles"]]
+    return known if known and page in PAGES and profile != "smoke" else [profile]
+
+
 def found(page: str, profile: str, folder: Path | str | None = None) -> list[Runs]:
     """The page's runs under each schedule that has any, the longest first; at least one, which may be empty."""
-    several = page in PAGES and profile != "smoke"
-    every = [experiments.published(page, name, folder) for name in (PROFILES if several else (profile,))]
+    every = [experiments.published(page, name, folder) for name in profiles(page, profile)]
     return [runs for runs in every if any(runs.values())] or every[-1:]
 
 
 def lengths(profile: str, folder: Path | str | None = None) -> dict[int, Runs]:
     """CSG, STD and MATCHED by the number of epochs, the fewest first; lists are empty where there are no runs."""
-    found: dict[int, Runs] = {}
-    for page, name, called in (
-        (("table1", profile, {}),)
-        if profile == "smoke"
-        else (("what-matters", PROFILES[-1], SHORTEST), *(("table1", name, {}) for name in PROFILES[::-1]))
-    ):
-        names = {network: called.get(network, "" if called else network) for network in NETWORKS}
+    names = profiles("table1", profile)
+    asked = [("table1", name, dict(zip(NETWORKS, NETWORKS, strict=True))) for name in names]
+    asked += [("what-matters", names[-1], SHORTEST)] * (len(names) > 1)
+    by_epochs: dict[int, Runs] = {}
+    for page, name, called in asked:
         recipes, runs = experiments.recipes(page, name), experiments.published(page, name, folder)
-        found[recipes[names["csg"]][0].epochs] = {network: runs.get(names[network], []) for network in NETWORKS}
-    return dict(sorted(found.items()))
+        for n in {recipe.epochs for experiment in called.values() for recipe in recipes.get(experiment, [])}:
+            by_epochs[n] = {network: runs.get(called.get(network, ""), []) for network in NETWORKS}
+    return dict(sorted(by_epochs.items()))
 
 
 def beside(page: str, profile: str, folder: Path | str | None = None) -> list[Run]:

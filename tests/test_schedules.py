@@ -149,6 +149,19 @@ def test_the_smoke_profile_has_its_own_schedule_alone(tmp_path):
     assert list(schedules.lengths("smoke", tmp_path)) == [3]
 
 
+def test_a_book_with_other_profiles_or_experiments_shows_what_it_has(monkeypatch, tmp_path):
+    table = experiments.book()
+    table["profiles"] = {name: table["profiles"][name] for name in ("smoke", "short")} | {"mine": table["profiles"]["short"]}
+    table["pages"]["table1"]["experiments"] = ["std"]
+    table["pages"]["what-matters"] = {}
+    monkeypatch.setattr(experiments, "book", lambda: table)
+    assert schedules.profiles("table1", "mine") == ["short"] and list(schedules.lengths("mine", tmp_path)) == [30]
+    del table["profiles"]["short"]
+    assert schedules.profiles("table1", "mine") == ["mine"] and schedules.found("table1", "mine", tmp_path) == [{"std": []}]
+    table["pages"]["table1"] = {}
+    assert schedules.lengths("mine", tmp_path) == {} and schedules.beside("table1", "mine", tmp_path) == []
+
+
 def test_the_tables_of_metrics_name_their_schedules_and_the_papers_numbers_stand_in_the_first(trained, published):
     published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
     text = growth.metrics_tables(schedules.found("table1", "quick"), {"paper": papers.paper_values("table1")}).data
