@@ -14,7 +14,7 @@
 import sys
 from pathlib import Path
 
-from csglib import Problem, data, experiments, files, measured, pace, runs
+from csglib import Problem, data, experiments, files, measured, pace, runs, schedules
 from csglib.train import pick_device
 
 sys.path.insert(0, "tools")
@@ -33,6 +33,8 @@ try:
         parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
     for kind in measured.TOOLS:
         measured.read(kind)
+    BESIDE = {page: schedules.beside(page, PROFILE, RUNS) for page in schedules.PAGES if page in PAGES}  # of other schedules
+    RECIPES |= {run.recipe.name: run.recipe for found in BESIDE.values() for run in found}
     THERE = {name: runs.published(r, Path(RUNS)) for name, r in RECIPES.items() if Path(RUNS, name).exists()}
     # Smoke trains anew with the code as it is; what was recomputed before it was published stands in a committed list
     listed = lambda run: PROFILE == "smoke" or measured.verified(run)
@@ -52,7 +54,8 @@ MEASURED = [str(p) for p in Path("data/measured").glob("*.json") if p.stem != "v
 def runs_of(page):
     """The folders of the runs that a page reads: those of its recipes that are published, or can be trained here."""
     asked = [r for group in experiments.recipes(page, PROFILE, RUNS).values() for r in group]
-    return [f"{RUNS}/{r.name}" for r in asked if wanted(r)]
+    names = [r.name for r in asked if wanted(r)] + [run.recipe.name for run in BESIDE.get(page, [])]
+    return [f"{RUNS}/{name}" for name in dict.fromkeys(names)]
 
 
 def wanted(recipe):

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from csglib import Problem, attacks, data, localize, measured, metrics, objects
-from csglib.claims import interval
 from csglib.figures import BLUE, GREY, ORANGE, styled
 from csglib.runs import Recipe, Run
 from csglib.tables import commit, spread
 from csglib.train import network
+from csglib.verdicts import interval
 
 NAMES = {"fgsm": "FGSM", "bim": "BIM", "mim": "MIM", "pgd": "PGD", "match": "adaptive"}
 

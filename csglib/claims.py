@@ -1,30 +1,24 @@
-"""From runs to verdicts: the statistics that test the claims of papers.py, the rules, and how both are told.
+"""From runs to claims: the statistics that test the claims of papers.py, which runs may be compared, and how it is told.
 
-Claims and rules are committed before the results that test them are known.
-
-- numeric: reproduced where the paper's value lies in our 95 % interval over at least three seeds (of two it is wide enough for
-  anything) or within the claim's tolerance of our mean; contradicted where, on the schedule that we presume to be the paper's
-  with at least three seeds, neither holds.
-- ordering: with at least three seeds of each side, reproduced where the bootstrap probability that the first mean exceeds the
-  second is at least 0.95, contradicted where it is at most 0.05; with a tolerance, that it exceeds the second less that much.
-- otherwise inconclusive; "not run here" without runs, "no number" where the paper's value has no source.
+Claims and tolerances are committed before the results that test them are known; verdicts.py has the rules.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
-from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 
-from csglib import attacks, measured, metrics, nets
-from csglib.papers import CLAIMS, Claim
+from csglib import Problem, attacks, measured, metrics, nets, schedules, verdicts
+from csglib.papers import CLAIMS, UNCONFIRMED, Claim
 from csglib.runs import Recipe, Run
 from csglib.train import fitted_matrix, sample_maps
 
+START = ("dataset", "net", "weights", "holdout", "batch_size")  # with the seed: first weights, and images in their order
+SETTING = ("dataset", "holdout", "epochs", "lr", "lr_schedule", "precision", "loop")  # what both sides of a claim share
 PRESUMED = Recipe(epochs=200, lr=0.1, lr_schedule="steps", weight_decay=1e-4)  # the paper's schedule; its text gives none
 
 
@@ -111,46 +105,9 @@ STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "detection_match": partial(detection_error, "match"),
 }
 
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean over seeds; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
-
-
-def probability(a: Sequence[float], b: Sequence[float], draws: int = 20_000) -> float:
-    """Bootstrap probability over seeds that mean(a) > mean(b), ties counted half: all resamples if few, else seeded draws."""
-
-    def means(x: Sequence[float]) -> np.ndarray:
-        n = len(x)
-        rng = np.random.default_rng(0)  # the same for both sides, so that they may change places
-        if n**n <= draws:
-            return np.array([np.mean(s) for s in product(sorted(x), repeat=n)])
-        return np.sort(rng.choice(np.sort(x), (draws, n)).mean(1))
-
-    first, second = means(a), np.sort(means(b))
-    below = np.searchsorted(second, first - 1e-12, "left")  # equal means may differ in the last digits
-    upto = np.searchsorted(second, first + 1e-12, "right")
-    return float(np.mean(below + upto) / (2 * len(second)))
-
-
-def verdict(claim: Claim, ours: Sequence[float], other: Sequence[float], presumed_schedule: bool) -> str:
-    if not len(ours) or (claim.over and not len(other)):
-        return "not run here"
-    if claim.over:
-        if min(len(ours), len(other)) < 3:
-            return "inconclusive"
-        p = probability([value + (claim.tolerance or 0) for value in ours], other)
-        return "reproduced" if p >= 0.95 else "contradicted" if p <= 0.05 else "inconclusive"
-    if claim.paper is None or claim.source is None:
-        return "no number"
-    band = interval(ours)
-    inside = len(ours) >= 3 and band[0] <= claim.paper <= band[1]
-    if inside or abs(np.mean(ours) - claim.paper) <= (claim.tolerance or 0):
-        return "reproduced"
-    return "contradicted" if presumed_schedule and len(ours) >= 3 else "inconclusive"
+HELD: dict[str, Callable[[Run], float]] = {  # values at which a method's own constraint and penalty hold a statistic
+    "l1_density": lambda run: 1 / len(run.readout.bias),
+}
 
 
 def schedule(recipe: Recipe) -> str:
@@ -169,24 +126,31 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
     """One entry of results.json: the claim, our mean and interval over seeds, the verdict, and the runs behind it."""
     sides = runs.get(claim.of, []), runs.get(claim.over, []) if claim.over else []
     told = [[(run, value) for run in side if (value := STATISTICS[claim.metric](run)) is not None] for side in sides]
+    refuse_mixed(claim, *([run for run, _ in side] for side in told))
+    told, paired = by_seed(*told) if claim.over else (told, False)
     first, second = ([run for run, _ in side] for side in told)
-    ours, other = ([value for _, value in side] for side in told)
-    used = first + second
-    mean, band = (float(np.mean(ours)) if ours else None), interval(ours)
-    if claim.over:  # the difference of means, with Welch's interval
-        mean = float(np.mean(ours) - np.mean(other)) if ours and other else None
-        band = None
-        if min(len(ours), len(other)) >= 2 and np.ptp([*ours, *other]) < 1e-12:
-            band = (mean, mean)  # all alike but for rounding
-        elif min(len(ours), len(other)) >= 2:
-            welch = stats.ttest_ind(ours, other, equal_var=False).confidence_interval(0.95)
-            band = (float(welch.low), float(welch.high))
+    ours, other = (np.array([value for _, value in side], float) for side in told)
+    used, n = first + second, min(len(ours), len(other)) if claim.over else len(ours)
+    held = claim.metric in HELD and all(abs(v - HELD[claim.metric](r)) < 1e-5 for side in told for r, v in side)
+    comparable = all(presumed(run.recipe) for run in used)
+    ruling = verdicts.rule(claim, ours, other, paired, comparable, held)
+    mean = (float(ours.mean() - other.mean()) if claim.over else float(ours.mean())) if n else None
+    e = None if n < 2 else verdicts.of_difference(ours, other, paired) if claim.over else verdicts.of_mean(ours)
+    low, high = map(float, e.interval()) if e else (None, None)
     return asdict(claim) | {
         "ours": mean,
-        "low": band and band[0],
-        "high": band and band[1],
-        "n": min(len(ours), len(other)) if claim.over else len(ours),
-        "verdict": verdict(claim, ours, other, all(presumed(run.recipe) for run in used)),
+        "low": low,
+        "high": high,
+        "n": n,
+        "verdict": ruling.verdict,
+        "direction": ruling.direction,
+        "size": ruling.size,
+        "tests": ruling.tests,
+        "question": claim.question,
+        "comparable": comparable,
+        "held": held,
+        "paired": paired,
+        "values": [ours.tolist(), other.tolist()],
         "runs": [run.recipe.name for run in used],
         "keys": [run.recipe.key for run in used],
         "behind": [
@@ -196,9 +160,60 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
     }
 
 
-def of_page(page: str, runs: dict[str, list[Run]]) -> list[dict]:
-    """The page's claims, judged by these runs."""
-    return [judge(claim, runs) for claim in CLAIMS if claim.page == page]
+def refuse_mixed(claim: Claim, first: list[Run], second: list[Run]) -> None:
+    """Runs of one side differ in nothing but the seed, and no two in schedule, loop, precision or data."""
+    every = [f.name for f in fields(Recipe) if f.name != "seed"]
+    pairs = [(run, side[0], every) for side in (first, second) for run in side[1:]]
+    for a, b, names in pairs + [(a, b, SETTING) for a in first[:1] for b in second[:1]]:
+        told = {name: (getattr(a.recipe, name), getattr(b.recipe, name)) for name in names}
+        told["data digest"] = tuple(str(run.provenance.get("data_digest"))[:16] for run in (a, b))
+        if differ := [f"{name} ({x} and {y})" for name, (x, y) in told.items() if x != y]:
+            raise Problem(
+                f"claim {claim.id} cannot be judged by {a.recipe.name} and {b.recipe.name} together, which differ in "
+                f"{', '.join(differ)}: train one of them again like the other"
+            )
+
+
+def by_seed(first: list[tuple[Run, float]], second: list[tuple[Run, float]]) -> tuple[list[list[tuple[Run, float]]], bool]:
+    """As many runs of both sides, in the order of their seeds; and whether they are pairs.
+
+    Two runs are a pair where their recipes give them the same first weights and the same images in the same order with the
+    same augmentation: what their methods make of one start.  That is known before either is trained.
+    """
+    sides = [{run.recipe.seed: (run, value) for run, value in side} for side in (first, second)]
+    alike = {tuple(getattr(run.recipe, name) for name in START) for run, _ in first + second}
+    both = sorted(sides[0].keys() & sides[1].keys())
+    least = min(map(len, sides))
+    if len(alike) == 1 and len(both) >= min(verdicts.SEEDS, least):
+        return [[side[seed] for seed in both] for side in sides], True
+    return [[side[seed] for seed in sorted(side)[:least]] for side in sides], False
+
+
+def of_page(page: str, *by_schedule: dict[str, list[Run]]) -> list[dict]:
+    """The page's claims, judged by these runs; of several schedules, the longest first, by the longest that can decide."""
+    return [longest(claim, by_schedule) for claim in CLAIMS if claim.page == page]
+
+
+def longest(claim: Claim, by_schedule: Sequence[dict[str, list[Run]]]) -> dict:
+    """Judged by the first schedule with enough seeds, else by that with most; the others stand under `also`."""
+    entries = [judge(claim, runs) for runs in by_schedule]
+    leads = next((e for e in entries if e["n"] >= verdicts.SEEDS), max(entries, key=lambda e: e["n"]))
+    told = ("schedule", "ours", "low", "high", "n", "verdict", "behind")
+    return leads | {"also": [{name: e[name] for name in told} for e in entries if e is not leads and e["n"]]}
+
+
+def every(profile: str, folder: Path | str | None = None) -> list[dict]:
+    """The list of results.json."""
+    by_page = {page: schedules.found(page, profile, folder) for page in dict.fromkeys(claim.page for claim in CLAIMS)}
+    return corrected([longest(claim, by_page[claim.page]) for claim in CLAIMS])
+
+
+def corrected(judged: Sequence[dict]) -> list[dict]:
+    """The whole list, each entry with those of its tests that survive Holm's correction over all tests of the list."""
+    tests = [(i, name, p) for i, c in enumerate(judged) for name, p in c["tests"].items()]
+    kept = verdicts.holm(np.array([p for *_, p in tests], float))
+    survive = {(i, name) for (i, name, _), keep in zip(tests, kept, strict=True) if keep}
+    return [c | {"holm": [name for name in c["tests"] if (i, name) in survive]} for i, c in enumerate(judged)]
 
 
 def answer(judged: Sequence[dict]) -> str:
@@ -206,9 +221,19 @@ def answer(judged: Sequence[dict]) -> str:
     told = [c for c in judged if c["answer"]]
     if not told or any(c["ours"] is None for c in told):
         return "**Not answered yet:** the runs that would tell are not here."
-    parts = [f"{c['answer'].format(ours=c['ours'])} ({c['verdict']}, {c['n']} seed{'s' * (c['n'] > 1)})" for c in told]
+    after = told[0]["schedule"]
+    other = [f"; after {c['schedule']}" if c["schedule"] != after else "" for c in told]
+    parts = [f"{c['answer'].format(ours=c['ours'])} ({in_brackets(c)}{more})" for c, more in zip(told, other, strict=True)]
     text = ", ".join(parts).replace(", and ", " and ")
-    return f"**After {told[0]['schedule']}: {text}.**"
+    return f"**After {after}: {text}.**"
+
+
+def in_brackets(judged: dict) -> str:
+    """Behind a number: the verdict, or of a question, which the words do not put, whether the interval excludes zero."""
+    if judged["n"] < verdicts.SEEDS:
+        return judged["verdict"]
+    words = {"yes": "interval excludes 0", "no": "interval excludes 0", "open": "interval holds 0"}
+    return f"{words.get(judged['verdict'], judged['verdict'])}; {judged['n']} seeds"
 
 
 def seeds(judged: dict) -> dict[str, list[str]]:
@@ -219,20 +244,33 @@ def seeds(judged: dict) -> dict[str, list[str]]:
     return links
 
 
+def ends(low: float, high: float, sign: str = "") -> str:
+    """An interval, with as many digits as it takes to see on which side of zero it ends."""
+    digits = next(d for d in range(4, 13) if all(abs(v) < verdicts.SAME or round(v, d) for v in (low, high)))
+    return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
+
+
+def row(judged: dict, paper: str, sign: str) -> str:
+    """What stands behind the verdict in the table: its schedule, the numbers, the runs."""
+    ours = "–" if judged["ours"] is None else f"{judged['ours']:{sign}.4f}"
+    band = "–" if judged["low"] is None else ends(judged["low"], judged["high"], sign)
+    note = f" ({judged['schedule']})" if judged["ours"] is not None else ""
+    runs = "; ".join(f"{of} {', '.join(links)}" for of, links in seeds(judged).items()) or "–"
+    return f"{note} | {paper} | {ours} | {band} | {runs} |"
+
+
 def markdown(judged: Sequence[dict]) -> str:
     """The table of claims, in Markdown."""
     sources = list(dict.fromkeys(c["source"] for c in judged if c["source"]))
     lines = ["| Claim | Verdict | Paper | Ours | 95 % interval | Seeds |", "|---|---|---|---|---|---|"]
     for c in judged:
         sign = "+" if c["over"] else ""
-        paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}"
-        ours = "–" if c["ours"] is None else f"{c['ours']:{sign}.4f}"
-        band = "–" if c["low"] is None else f"{c['low']:{sign}.4f} to {c['high']:{sign}.4f}"
-        note = f" ({c['schedule']})" if c["ours"] is not None else ""
-        runs = "; ".join(f"{of} {', '.join(links)}" for of, links in seeds(c).items()) or "–"
+        paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}" + " (unconfirmed)" * (c["metric"] in UNCONFIRMED)
+        mark = " †" * bool({"direction", "number"} & set(c.get("holm", ())))
         notes = [f"source {sources.index(c['source']) + 1}"] if c["source"] else []
         notes += [f"tolerance {c['tolerance']:g}"] if c["tolerance"] else []
         about = f" *({', '.join(notes)})*" if notes else ""
-        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{note} | {paper} | {ours} | {band} | {runs} |")
+        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{mark}{row(c, paper, sign)}")
+        lines += [f"| *the same* | {other['verdict']}{row(other, '', sign)}" for other in c.get("also", ())]
     listed = "\n".join(f"{i + 1}. {source[0].upper()}{source[1:]}." for i, source in enumerate(sources))
     return "\n".join(lines) + f"\n\nSources of the claims and of the paper's numbers:\n\n{listed}\n"

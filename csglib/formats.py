@@ -148,6 +148,17 @@ MEASURED["scaling"] = sealed(
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
+SIDE = {"type": "array", "items": {"type": "number", "minimum": -1000, "maximum": 1000}}
+SIDES = {"type": "array", "items": SIDE, "minItems": 2, "maxItems": 2}
+FIRST = record(  # a claim, as it was judged first
+    {"id": PLAIN, "verdict": {"enum": ["reproduced", "contradicted", "inconclusive", "not run here"]}, "values": SIDES}
+    | dict.fromkeys(("paired", "comparable", "held"), {"type": "boolean"})
+    | {"runs": {"type": "array", "items": PLAIN}},
+    rest=False,
+)
+MEASURED["first-verdicts"] = sealed(
+    {"until": COMMIT, "claims": {"type": "array", "items": FIRST}} | {"commit": COMMIT, "dirty": DIRTY}
+)
 
 READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
     "features": (torch.uint16, "NK"),

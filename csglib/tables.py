@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from csglib import claims, measured, metrics
+from csglib import claims, measured, metrics, papers
 from csglib.claims import schedule
 from csglib.gate import sharpness
 from csglib.runs import Recipe, Run, siblings
@@ -44,7 +44,8 @@ def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[s
         table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
         for who, values in others.items():
             if theirs := values.get(experiment):
-                table[f"{name}, {who}"] = [*(spread([theirs.get(m)]) for m in METRICS), ""]
+                unsure = {m: " (unconfirmed)" for m in papers.UNCONFIRMED if m in theirs}
+                table[f"{name}, {who}"] = [*(spread([theirs.get(m)]) + unsure.get(m, "") for m in METRICS), ""]
     return markdown(pd.DataFrame(table))
 
 

@@ -1,118 +1,21 @@
 import copy
 import dataclasses
 import json
-from fractions import Fraction
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
+from tqdm import tqdm
 
-from csglib import Problem, claims, experiments, measured, papers
-from csglib.claims import Claim, interval, judge, probability, verdict
+from csglib import Problem, claims, experiments, measured, papers, runs, train
+from csglib.claims import Claim, judge
+from csglib.loop import Loop
 from csglib.runs import Recipe, Run
 
 NUMERIC = Claim("n", "table1", "A number.", "accuracy", "csg", paper=0.92, source="table", tolerance=0.005)
 ORDER = Claim("o", "table1", "An order.", "accuracy", "csg", over="std", paper=0.002, source="table")
-FEW = st.lists(st.integers(0, 50).map(lambda n: n / 64), min_size=1, max_size=4)
-MANY = st.lists(st.integers(0, 50).map(lambda n: n / 64), min_size=6, max_size=8)
-
-
-@pytest.mark.parametrize("values", [[0.9, 0.91, 0.93], [1.0, 3.0], [0.1, 0.4, 0.2, 0.2, 0.5]])
-def test_the_interval_is_students(values):
-    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-    assert interval(values) == pytest.approx((low, high))
-
-
-def test_one_seed_has_no_interval():
-    assert interval([0.9]) is None
-    assert interval([]) is None
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.lists(st.integers(0, 5), min_size=1, max_size=3))
-def test_the_probability_of_few_seeds_counts_all_resamples(a, b):
-    first = [Fraction(sum(s), len(a)) for s in product(a, repeat=len(a))]
-    second = [Fraction(sum(s), len(b)) for s in product(b, repeat=len(b))]
-    wins = sum(2 * (x > y) + (x == y) for x in first for y in second)
-    assert probability(list(map(float, a)), list(map(float, b))) == pytest.approx(wins / (2 * len(first) * len(second)))
-
-
-@settings(max_examples=30, deadline=None)
-@given(FEW, FEW)
-def test_the_two_orders_share_one_probability(a, b):
-    assert probability(a, b) + probability(b, a) == pytest.approx(1, abs=1e-12)
-
-
-@settings(max_examples=10, deadline=None)
-@given(MANY, MANY)
-def test_the_two_orders_share_one_probability_with_many_seeds_too(a, b):
-    assert probability(a, b) + probability(b, a) == pytest.approx(1, abs=1e-12)
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.one_of(FEW, MANY), st.one_of(FEW, MANY), st.integers(0, 20))
-def test_the_probability_rises_when_the_first_side_does(a, b, steps):
-    assert probability([x + steps / 64 for x in a], b) >= probability(a, b)
-
-
-def test_the_probability_of_many_seeds_is_near_that_of_the_central_limit():
-    a, b = list(np.linspace(0, 1, 8)), list(np.linspace(0.1, 1.1, 8))
-    spread = np.sqrt((np.var(a) + np.var(b)) / 8)
-    assert probability(a, b) == pytest.approx(stats.norm.cdf(-0.1 / spread), abs=0.02)
-
-
-@pytest.mark.parametrize(
-    "ours, paper_schedule, expected",
-    [
-        ([], True, "not run here"),
-        ([0.916], False, "reproduced"),  # within the tolerance
-        ([0.924], True, "reproduced"),
-        ([0.90, 0.935, 0.91], True, "reproduced"),  # in the interval, though the mean is not within the tolerance
-        ([0.90, 0.901, 0.902], True, "contradicted"),
-        ([0.90, 0.901, 0.902], False, "inconclusive"),  # another schedule
-        ([0.9, 0.9001], True, "inconclusive"),  # two seeds
-        ([0.9], True, "inconclusive"),
-        ([0.94, 0.941, 0.942], True, "contradicted"),  # too good is no reproduction either
-    ],
-)
-def test_the_verdicts_of_a_numeric_claim(ours, paper_schedule, expected):
-    assert verdict(NUMERIC, ours, [], paper_schedule) == expected
-
-
-@pytest.mark.parametrize("fields", [{"paper": None, "source": "table"}, {"paper": 0.92, "source": None}])
-def test_a_value_without_a_source_has_no_number(fields):
-    claim = Claim("n", "table1", "A number.", "accuracy", "csg", tolerance=0.005, **fields)
-    assert verdict(claim, [0.92, 0.92, 0.92], [], True) == "no number"
-    assert verdict(claim, [], [], True) == "not run here"
-
-
-def test_a_numeric_claim_needs_no_tolerance():
-    claim = Claim("n", "table1", "A number.", "accuracy", "csg", paper=0.92, source="table")
-    assert verdict(claim, [0.9, 0.901, 0.902], [], True) == "contradicted"
-    assert verdict(claim, [0.9, 0.92, 0.94], [], True) == "reproduced"
-
-
-@pytest.mark.parametrize(
-    "ours, other, expected",
-    [
-        ([3.0, 4.0, 5.0], [0.0, 1.0, 2.0], "reproduced"),
-        ([0.0, 1.0, 2.0], [3.0, 4.0, 5.0], "contradicted"),
-        ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0], "inconclusive"),
-        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], "inconclusive"),
-        ([3.0, 4.0], [0.0, 1.0, 2.0], "inconclusive"),  # fewer than three seeds
-        ([3.0, 4.0, 5.0], [0.0, 1.0], "inconclusive"),
-        ([3.0, 4.0, 5.0], [], "not run here"),
-        ([], [0.0, 1.0, 2.0], "not run here"),
-    ],
-)
-@pytest.mark.parametrize("paper_schedule", [True, False])
-def test_the_verdicts_of_an_ordering(ours, other, paper_schedule, expected):
-    assert verdict(ORDER, ours, other, paper_schedule) == expected
 
 
 def fake(method: str, seed: int, accuracy: float, **fields) -> Run:
@@ -124,28 +27,70 @@ def group(method: str, *values: float, **fields) -> list[Run]:
     return [fake(method, seed, value, **fields) for seed, value in enumerate(values)]
 
 
+PAPERS = {"epochs": 200, "lr": 0.1, "lr_schedule": "steps", "weight_decay": 1e-4}
+
+
 def test_a_judged_number_carries_mean_interval_runs_and_schedule():
-    runs = group("csg", 0.90, 0.92, 0.94)
+    runs = group("csg", 0.920, 0.921, 0.922, **PAPERS)
     entry = judge(NUMERIC, {"csg": runs, "std": group("standard", 0.1)})
-    assert entry["ours"] == pytest.approx(0.92)
-    assert (entry["low"], entry["high"]) == pytest.approx(interval([0.90, 0.92, 0.94]))
-    assert (entry["n"], entry["verdict"]) == (3, "reproduced")
+    assert entry["ours"] == pytest.approx(0.921)
+    assert (entry["low"], entry["high"]) == pytest.approx(stats.t.interval(0.95, 2, 0.921, stats.sem([0.920, 0.921, 0.922])))
+    assert (entry["n"], entry["verdict"], entry["size"], entry["direction"]) == (3, "reproduced", "reproduced", None)
     assert entry["runs"] == [run.recipe.name for run in runs]
-    assert entry["schedule"] == "30 epochs, one cycle"
+    assert entry["schedule"] == "200 epochs, steps"
     assert entry["id"] == "n" and entry["paper"] == 0.92 and entry["source"] == "table"
 
 
-def test_a_judged_order_carries_the_difference_with_welchs_interval():
+def test_a_judged_order_of_runs_that_started_alike_has_the_interval_of_their_differences():
     a, b = [0.90, 0.93, 0.91], [0.85, 0.86, 0.84, 0.88]
-    entry = judge(ORDER, {"csg": group("csg", *a), "std": group("standard", *b)})
-    va, vb = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 4
-    freedom = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(va + vb)
-    difference = np.mean(a) - np.mean(b)
-    assert entry["ours"] == pytest.approx(difference)
-    assert (entry["low"], entry["high"]) == pytest.approx((difference - half, difference + half))
-    assert (entry["n"], entry["verdict"]) == (3, "reproduced")
-    assert len(entry["runs"]) == 7
+    entry = judge(ORDER, {"csg": group("csg", *a), "std": group("standard", *b)[::-1]})
+    differences = np.array(a) - np.array(b[:3])
+    expected = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
+    assert entry["ours"] == pytest.approx(differences.mean()) and entry["paired"] and entry["values"] == [a, b[:3]]
+    assert (entry["low"], entry["high"]) == pytest.approx(expected)
+    assert (entry["n"], entry["verdict"], entry["direction"]) == (3, "direction reproduced, size not", "as claimed")
+    assert [seed for _, seed, _ in entry["behind"]] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("field, value", [("batch_size", 64), ("net", "resnet18@layer4"), ("weights", "imagenet")])
+def test_of_runs_that_started_unlike_the_interval_is_welchs_of_as_many_seeds(field, value):
+    a, b = [0.90, 0.93, 0.91], [0.85, 0.86, 0.84, 0.88]
+    entry = judge(ORDER, {"csg": group("csg", *a), "std": group("standard", *b, **{field: value})})
+    welch = stats.ttest_ind(a, b[:3], equal_var=False).confidence_interval(0.95)
+    assert not entry["paired"] and (entry["low"], entry["high"]) == pytest.approx((welch.low, welch.high))
+    assert entry["n"] == 3 and len(entry["runs"]) == 6
+
+
+def test_of_runs_with_too_few_seeds_in_common_all_count_and_the_interval_is_welchs():
+    a, b = [0.90, 0.93, 0.91], [0.85, 0.86, 0.84]
+    other = [fake("standard", seed, value) for seed, value in enumerate(b, 2)]
+    entry = judge(ORDER, {"csg": group("csg", *a), "std": other})
+    welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert not entry["paired"] and (entry["low"], entry["high"]) == pytest.approx((welch.low, welch.high))
+
+
+def beginning(method: str, seed: int, tiny) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The first weights of a training, and the batches of its first two epochs."""
+    recipe = Recipe(dataset="tiny", method=method, seed=seed, epochs=3, batch_size=32, precision="float32")
+    m, net, gate = train.build(recipe, 10)
+    weights = torch.cat([p.detach().flatten() for p in net.parameters()])
+    loop, batches = Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), tiny.train), []
+    loop.step = lambda epoch, path, x, y: batches.extend([x.clone(), y.clone()])
+    for epoch in range(2):
+        loop.start(epoch, tqdm(disable=True))
+    return weights, batches
+
+
+def test_of_one_seed_every_method_starts_with_the_same_weights_and_sees_the_same_images_in_the_same_order(tiny):
+    """What pairing rests on."""
+    weights, batches = beginning("standard", 0, tiny)
+    assert len(batches) == 2 * 2 * (320 // 32)
+    for method in ("matched", "csg", "joint", "fixed", "picnn", "icnn"):
+        same_weights, same_batches = beginning(method, 0, tiny)
+        assert torch.equal(weights, same_weights), method
+        assert all(torch.equal(a, b) for a, b in zip(batches, same_batches, strict=True)), method
+    other_weights, other_batches = beginning("standard", 1, tiny)
+    assert not torch.equal(weights, other_weights) and not torch.equal(batches[0], other_batches[0])
 
 
 @pytest.mark.parametrize("claim", [NUMERIC, ORDER])
@@ -155,21 +100,93 @@ def test_without_runs_nothing_is_claimed(claim):
     assert [entry[name] for name in ("ours", "low", "high", "n", "runs", "schedule")] == [None, None, None, 0, [], None]
 
 
-@pytest.mark.filterwarnings("ignore:Precision loss")
-def test_equal_values_of_all_seeds_still_make_valid_json():
+def test_equal_values_of_all_seeds_make_valid_json_without_a_test():
     entry = judge(ORDER, {"csg": group("csg", 0.9, 0.9, 0.9), "std": group("standard", 0.8, 0.8, 0.8)})
     json.dumps(entry, allow_nan=False)
-    assert entry["verdict"] == "reproduced"
+    assert entry["direction"] == "as claimed" and entry["low"] == entry["high"] and entry["tests"] == {}
 
 
-def test_only_the_papers_schedule_contradicts_its_number():
+def test_only_the_papers_schedule_judges_its_number():
     values = (0.5, 0.51, 0.52)
-    paper = {"epochs": 200, "lr": 0.1, "lr_schedule": "steps", "weight_decay": 1e-4}
-    assert judge(NUMERIC, {"csg": group("csg", *values, **paper)})["verdict"] == "contradicted"
-    assert judge(NUMERIC, {"csg": group("csg", *values)})["verdict"] == "inconclusive"
-    assert judge(NUMERIC, {"csg": group("csg", *values, **paper | {"lr": 1e-6})})["verdict"] == "inconclusive"
-    mixed = group("csg", *values, **paper)[:2] + [fake("csg", 2, 0.52)]
-    assert judge(NUMERIC, {"csg": mixed})["verdict"] == "inconclusive"
+    assert judge(NUMERIC, {"csg": group("csg", *values, **PAPERS)})["verdict"] == "contradicted"
+    assert judge(NUMERIC, {"csg": group("csg", *values)})["verdict"] == "inconclusive: another schedule"
+    assert judge(NUMERIC, {"csg": group("csg", 0.92, 0.9201, 0.9202)})["verdict"] == "inconclusive: another schedule"
+    other = PAPERS | {"lr": 1e-6}
+    assert judge(NUMERIC, {"csg": group("csg", *values, **other)})["verdict"] == "inconclusive: another schedule"
+    stated = dataclasses.replace(NUMERIC, stated=True)
+    assert judge(stated, {"csg": group("csg", *values)})["verdict"] == "contradicted"
+
+
+def of_data(runs: list[Run], digest: str) -> list[Run]:
+    return [dataclasses.replace(run, provenance={"data_digest": digest}) for run in runs]
+
+
+A, B = group("csg", 0.9, 0.91, 0.92), group("standard", 0.8, 0.81, 0.82)
+MIXED = {  # what differs: the runs of both sides
+    "epochs": (A, group("standard", 0.8, 0.81, 0.82, epochs=10)),
+    "lr ": (A, group("standard", 0.8, 0.81, 0.82, lr=0.1)),
+    "lr_schedule": (A, group("standard", 0.8, 0.81, 0.82, lr_schedule="steps")),
+    "loop": (A, group("standard", 0.8, 0.81, 0.82, loop="fast")),
+    "dataset": (A, group("standard", 0.8, 0.81, 0.82, dataset="cifar10-mini")),
+    "holdout": (A, group("standard", 0.8, 0.81, 0.82, holdout=5000)),
+    "precision": (A, [dataclasses.replace(r, recipe=dataclasses.replace(r.recipe, precision="bfloat16")) for r in B]),
+    "data digest": (of_data(A, "a" * 64), of_data(B, "b" * 64)),
+}
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_runs_that_differ_in_what_both_sides_should_share_are_refused_by_name(what):
+    first, second = MIXED[what]
+    message = rf"claim o .*{first[0].recipe.name} and {second[0].recipe.name} .*differ in.*{what}.*: train one of them again"
+    with pytest.raises(Problem, match=message):
+        judge(ORDER, {"csg": first, "std": second})
+    assert judge(ORDER, {"csg": A, "std": B})["n"] == 3
+
+
+WITHIN = {  # of a side: any field but the seed
+    "weight_decay": [fake("csg", 2, 0.92, weight_decay=1e-4)],
+    "cycle": [fake("csg", 2, 0.92, cycle="sg")],
+    "loop": [fake("csg", 2, 0.92, loop="fast")],
+    "epochs": [fake("csg", 2, 0.92, **PAPERS)],
+    "precision": [Run(Path("nowhere"), Recipe(method="csg", seed=2, precision="bfloat16"), {"accuracy": 0.92}, {})],
+    "data digest": of_data(A[2:], "b" * 64),
+}
+
+
+@pytest.mark.parametrize("what", WITHIN)
+@pytest.mark.parametrize("claim", [NUMERIC, ORDER, dataclasses.replace(ORDER, of="std", over="csg")])
+def test_runs_of_one_side_that_differ_in_more_than_the_seed_are_refused_by_name(claim, what):
+    mixed = (of_data(A[:2], "a" * 64) if what == "data digest" else A[:2]) + WITHIN[what]
+    with pytest.raises(Problem, match=rf"claim {claim.id} .*{mixed[2].recipe.name}.*differ in.*{what}"):
+        judge(claim, {"csg": mixed, "std": of_data(B, "a" * 64) if what == "data digest" else B})
+
+
+def test_only_the_runs_that_a_claim_uses_have_to_be_alike(run):
+    """A run on which a tool has measured nothing takes no part."""
+    claim = dataclasses.replace(ORDER, metric="detection", over=None, paper=0.1, tolerance=0.1)
+    unlike = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, epochs=10))
+    assert judge(claim, {"csg": [run, unlike]})["verdict"] == "not run here"
+
+
+def test_a_density_that_the_projection_and_the_penalty_hold_at_its_bound_is_not_measurable(run):
+    claim = Claim("d", "table1", "A density.", "l1_density", "csg", paper=0.1, source="table", tolerance=0.005)
+    recipes = [Recipe(seed=s, precision="float32", **PAPERS) for s in range(3)]
+    seeds = [dataclasses.replace(run, recipe=r, metrics={"l1_density": 0.1 + 1e-8 * r.seed}) for r in recipes]
+    assert judge(claim, {"csg": seeds})["verdict"] == "not measurable"
+    loose = seeds[:2] + [dataclasses.replace(seeds[2], metrics={"l1_density": 0.1002})]
+    assert judge(claim, {"csg": loose})["verdict"] == "reproduced"
+
+
+def test_holms_correction_marks_tests_of_the_whole_list():
+    strong = {"csg": group("csg", 0.900, 0.9001, 0.9002), "std": group("standard", 0.8, 0.8002, 0.8001)}
+    weak = {"csg": group("csg", 0.90, 0.91, 0.92), "std": group("standard", 0.84, 0.88, 0.87)}
+    judged = claims.corrected([judge(ORDER, strong), judge(dataclasses.replace(ORDER, paper=None), weak), judge(ORDER, {})])
+    assert judged[0]["holm"] == ["direction", "size"] and judged[1]["tests"]["direction"] < 0.05
+    assert judged[1]["holm"] == ["direction"] and judged[2]["holm"] == []
+    crowd = claims.corrected(judged[:2] + 10 * [judge(dataclasses.replace(ORDER, paper=None), weak)])
+    assert crowd[0]["holm"] == ["direction", "size"] and crowd[1]["holm"] == []
+    table = claims.markdown(crowd[:2]).splitlines()
+    assert "size not** †" in table[2] and "reproduced** (" in table[3]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +224,7 @@ def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
     judged = [judge(NUMERIC, {"csg": group("csg", 0.90, 0.92, 0.94)}), judge(ORDER, {})]
     head, rule, number, order, *_, source = claims.markdown(judged).splitlines()
     assert {line.count("|") for line in (head, rule, number, order)} == {7}
-    assert "0.9200" in number and "**reproduced** (30 epochs, one cycle)" in number
+    assert "0.9200" in number and "**inconclusive: another schedule** (30 epochs, one cycle)" in number
     assert source == "1. Table." and "source 1, tolerance 0.005" in number
     assert "csg [0](#run-cifar10-resnet20-csg-30e-s0-" in number and "[1](#run-cifar10-resnet20-csg-30e-s1-" in number
     assert "+0.0020" in order and order.count("–") == 3 and "**not run here**" in order
@@ -219,9 +236,12 @@ def test_the_answer_is_one_sentence_of_the_claims_that_have_words_for_it():
     runs = {"csg": group("csg", 0.90, 0.92, 0.94), "std": group("standard", 0.8, 0.8, 0.8)}
     text = claims.answer([judge(told, runs), judge(ORDER, runs), judge(also, runs)])
     assert text == (
-        "**After 30 epochs, one cycle: the accuracy is 0.92 (reproduced, 3 seeds) "
-        "and beats the other by +0.120 (reproduced, 3 seeds).**"
+        "**After 30 epochs, one cycle: the accuracy is 0.92 (inconclusive: another schedule; 3 seeds) "
+        "and beats the other by +0.120 (direction reproduced, size not; 3 seeds).**"
     )
+    asked = dataclasses.replace(also, source=papers.OURS, paper=None)  # the words put no question, so it gets no yes
+    assert "by +0.120 (interval excludes 0; 3 seeds)" in claims.answer([judge(asked, runs)])
+    assert "by +0.100 (inconclusive: one seed)" in claims.answer([judge(also, {n: group[:1] for n, group in runs.items()})])
     assert claims.answer([judge(told, {}), judge(also, {})]).startswith("**Not answered yet:**")
 
 
@@ -269,13 +289,13 @@ def test_a_statistic_of_a_tool_is_read_from_its_file_and_only_for_the_weights_th
         claims.STATISTICS["detection"](run)
 
 
-def test_an_ordering_of_values_that_are_all_alike_is_undecided_with_an_interval_of_no_width(recwarn):
+def test_an_ordering_of_values_that_are_all_alike_is_not_measurable_with_an_interval_of_no_width(recwarn):
     claim = papers.Claim("x", "p", "A is better.", "accuracy", "a", over="b")
     recipes = [Recipe(seed=seed, precision="float32") for seed in range(3)]
     runs = {name: [Run(Path(r.name), r, {"accuracy": 0.1 + 0.2 * (name == "a")}, {}) for r in recipes] for name in "ab"}
     runs["b"] = [dataclasses.replace(run, metrics={"accuracy": 0.3}) for run in runs["b"]]  # 0.1 + 0.2 is a little more
     told = claims.judge(claim, runs)
-    assert told["verdict"] == "inconclusive" and told["low"] == told["high"] == pytest.approx(0, abs=1e-15) and told["n"] == 3
+    assert told["verdict"] == "not measurable" and told["low"] == told["high"] == pytest.approx(0, abs=1e-15) and told["n"] == 3
     assert not recwarn.list
 
 
@@ -288,8 +308,27 @@ def test_without_a_gate_each_class_loses_the_seven_filters_that_excite_it_most(r
     assert claims.removed_filters(run).sum().item() == 64  # with one, each filter is its class's
 
 
-@pytest.mark.parametrize("lead, expected", [(0.001, "reproduced"), (-0.004, "reproduced"), (-0.006, "contradicted")])
-def test_an_ordering_with_a_tolerance_lets_the_first_lie_that_much_lower(lead, expected):
-    claim = papers.Claim("x", "p", "A is equal or better.", "accuracy", "a", over="b", tolerance=0.005)
-    other = [0.90, 0.9001, 0.9002]
-    assert claims.verdict(claim, [v + lead for v in other], other, False) == expected
+@pytest.mark.parametrize(
+    "low, high, told",
+    [
+        (0.01234, 0.5, "+0.0123 to +0.5000"),
+        (0.00003, 0.5, "+0.00003 to +0.50000"),  # a reader sees on which side of zero it ends
+        (-0.5, -0.000004, "-0.500000 to -0.000004"),
+        (0.0, 0.0, "+0.0000 to +0.0000"),
+        (0.0, 1e-17, "+0.0000 to +0.0000"),
+    ],
+)
+def test_an_interval_is_printed_with_the_digits_that_show_its_side_of_zero(low, high, told):
+    assert claims.ends(low, high, "+") == told
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"epochs": 200}, {"lr": 0.1}, {"lr_schedule": "steps"}, {"cycle": "sg"}, {"loop": "fast"}, {"precision": "bfloat16"}],
+)
+def test_a_checkpoint_of_another_schedule_is_refused(fields, tmp_path):
+    recipe = Recipe(dataset="cifar10-mini", precision="float32")
+    runs.reserve(tmp_path / "run", recipe)
+    with pytest.raises(Problem, match="holds an unfinished run of another recipe: choose another --out"):
+        runs.reserve(tmp_path / "run", dataclasses.replace(recipe, **fields))
+    runs.reserve(tmp_path / "run", recipe)  # its own goes on

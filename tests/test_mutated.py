@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from csglib import Problem, applications, data, experiments, files, measured, nets, objects, runs, tables, train
+from csglib import Problem, applications, data, experiments, files, measured, nets, objects, runs, simulate, tables, train
 from csglib.runs import PUBLISHED
 from csglib.verify import verify
 
@@ -197,6 +197,8 @@ def show(kind: str, values: dict) -> None:
         tables.third_party()
     elif kind == "animals-trials":
         applications.trials()
+    elif kind == "first-verdicts":
+        simulate.changed()
     else:
         for page in (applications.detection, applications.turned, applications.localisation, applications.filters_of_classes):
             page(runs_)

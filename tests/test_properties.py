@@ -1,6 +1,5 @@
-"""What holds for any gate, any features and any seeds, beside the properties in test_gate, test_information and test_claims."""
+"""What holds for any gate and any features, beside the properties in test_gate, test_information and test_verdicts."""
 
-import pytest
 import torch
 from conftest import LONG
 from hypothesis import given, settings
@@ -8,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from csglib import methods
-from csglib.claims import Claim, probability, verdict
 from csglib.gate import ClassGate
 from csglib.information import entropy, mutual_information
 from csglib.runs import Recipe
@@ -92,39 +90,3 @@ def test_information_follows_filters_and_classes_to_their_new_places_and_keeps_i
     assert torch.allclose(mutual_information(x, renamed, 3)[torch.tensor(order)], M, atol=1e-12)
     top = torch.tensor([entropy((y == c).double().mean().item()) for c in range(3)])[:, None]
     assert (M >= 0).all() and (top + 1.5 / len(y) >= M).all()
-
-
-# Verdicts
-
-SEEDS = st.lists(st.integers(0, 40).map(lambda n: n / 64), min_size=3, max_size=3)
-ORDER = Claim("o", "table1", "An order.", "accuracy", "csg", over="std", paper=0.1, source="table")
-NUMBER = Claim("n", "table1", "A number.", "accuracy", "csg", paper=0.3, source="table", tolerance=0.01)
-MIRROR = {"reproduced": "contradicted", "contradicted": "reproduced"}
-
-
-@often
-@given(SEEDS, SEEDS, st.booleans())
-def test_an_order_turned_round_has_the_verdict_turned_round(a, b, schedule):
-    told = verdict(ORDER, a, b, schedule)
-    assert verdict(ORDER, b, a, schedule) == MIRROR.get(told, told)
-
-
-@often
-@given(SEEDS, SEEDS)
-def test_an_order_that_is_decided_stays_so_when_more_seeds_say_the_same(a, b):
-    if abs(probability(a, b) - 0.5) > 0.46:  # the doubled seeds are drawn, with an error of 0.002
-        assert verdict(ORDER, a * 2, b * 2, True) == verdict(ORDER, a, b, True) != "inconclusive"
-
-
-@often
-@given(SEEDS)
-def test_a_number_that_is_contradicted_stays_so_when_more_seeds_say_the_same(ours):
-    assert verdict(NUMBER, ours[:2], [], True) != "contradicted"
-    if verdict(NUMBER, ours, [], True) == "contradicted":
-        assert verdict(NUMBER, ours * 2, [], True) == "contradicted"
-    assert verdict(NUMBER, ours, [], True) == verdict(NUMBER, ours[::-1], [], True)
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_of_fewer_than_three_seeds_no_order_is_decided(n):
-    assert verdict(ORDER, [0.9] * n, [0.1] * 5, True) == verdict(ORDER, [0.9] * 5, [0.1] * n, True) == "inconclusive"

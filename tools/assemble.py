@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import Problem, claims, experiments, runs, scaling, speed, tables
+from csglib import Problem, claims, experiments, runs, scaling, schedules, simulate, speed, tables
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -53,12 +53,20 @@ def write_results(sources: Path, results: list[dict]) -> None:
     (sources / "_results.md").write_text("\n".join(sections))
 
 
+def write_rules(sources: Path, results: list[dict]) -> None:
+    """How often the rules for verdicts err, what they see, and what they changed."""
+    (sources / "_rules_false.md").write_text(simulate.false_table())
+    (sources / "_rules_power.md").write_text(simulate.power_table())
+    (sources / "_rules_pairing.md").write_text(simulate.pairing(results))
+    (sources / "_rules_together.md").write_text(simulate.together(results))
+    (sources / "_changed.md").write_text(simulate.changed())
+
+
 def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
     """An entry for each run that a page reads, and copies of the files that it links to."""
     found = {}
     for page in experiments.book()["pages"]:
-        for group in experiments.published(page, profile, runs_folder).values():
-            found |= {run.recipe.name: run for run in group}
+        found |= {run.recipe.name: run for run in schedules.beside(page, profile, runs_folder)}
     for name, run in found.items():
         (sources / "runs" / name).mkdir(parents=True)
         for file in tables.RECORDS:
@@ -80,6 +88,8 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
     for page in experiments.book()["pages"]:
         nbformat.write(clean(nbformat.read(done / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
     write_results(sources, json.loads((done / "results.json").read_text()))
+    if (sources / "verdicts.md").exists():
+        write_rules(sources, json.loads((done / "results.json").read_text()))
     write_runs(sources, profile, runs_folder)
     if (sources / "how-fast.md").exists():
         write_speed(sources)

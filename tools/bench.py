@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from csglib import Problem, data, files, measured, nets, provenance, train
-from csglib.claims import interval
 from csglib.data import Images
 from csglib.information import mutual_information
 from csglib.loop import Loop, keep_memory
 from csglib.runs import Recipe
+from csglib.verdicts import interval
 
 ROUNDS = 5
 STEPS = 40  # of 128 images in a round of the training loops

@@ -1,0 +1,177 @@
+"""Several schedules on one page: the longest that can decide leads, the others stand beside it, what is missing is named."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from csglib import Problem, claims, experiments, growth, papers, schedules
+from csglib.runs import Recipe, Run
+
+LONG = {"epochs": 200, "lr": 0.1, "lr_schedule": "steps", "weight_decay": 1e-4}
+METHODS = {"csg": "csg", "std": "standard", "matched": "matched"}
+ACCURACY = {"csg": (0.893, 0.892, 0.8925), "std": (0.905, 0.904, 0.909), "matched": (0.8933, 0.893, 0.8959)}
+
+
+@pytest.fixture
+def trained(run):
+    """trained(seeds of csg, std, matched, gain, fields): runs as they would be, with the readout of a real one."""
+
+    def make(counts: tuple[int, int, int], gain: float = 0.0, **fields) -> schedules.Runs:
+        groups = {}
+        for (name, method), n in zip(METHODS.items(), counts, strict=True):
+            recipes = [Recipe(method=method, seed=seed, precision="bfloat16", **fields) for seed in range(n)]
+            metrics = [{"accuracy": a + gain * (name == "csg"), "mis": a / 6, "l1_density": 0.1} for a in ACCURACY[name]]
+            metrics = [run.metrics | m for m in metrics]
+            groups[name] = [dataclasses.replace(run, recipe=r, metrics=m) for r, m in zip(recipes, metrics, strict=False)]
+        return groups
+
+    return make
+
+
+@pytest.fixture
+def published(trained, monkeypatch):
+    """published(paper, short, ablations): what lies in data/runs."""
+
+    def put(paper: schedules.Runs, short: schedules.Runs, ablations: schedules.Runs) -> None:
+        def of(page: str, profile: str, folder=None) -> dict[str, list[Run]]:
+            if page == "what-matters":
+                return {"standard": ablations["std"], "alternating": ablations["csg"], "joint": []}
+            return paper if profile == "paper" else short
+
+        monkeypatch.setattr(experiments, "published", of)
+
+    return put
+
+
+def test_the_longest_schedule_that_can_decide_leads_and_the_others_stand_beside_it(trained, published):
+    published(trained((3, 3, 1), 0.01, **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
+    by_schedule = schedules.found("table1", "quick")
+    assert [r["csg"][0].recipe.epochs for r in by_schedule] == [200, 30]
+    judged = {c["id"]: c for c in claims.of_page("table1", *by_schedule)}
+    order, matched, number = (judged[name] for name in ("accuracy-order", "accuracy-matched", "accuracy-std"))
+    assert order["schedule"] == "200 epochs, steps" and [c["schedule"] for c in order["also"]] == ["30 epochs, one cycle"]
+    assert matched["schedule"] == "30 epochs, one cycle" and matched["also"][0]["verdict"] == "inconclusive: one seed"
+    assert number["verdict"] != "inconclusive: another schedule" == number["also"][0]["verdict"]
+    table = claims.markdown(list(judged.values())).splitlines()
+    assert (
+        sum(line.startswith("| *the same* |") for line in table) == len(judged) and len({t.count("|") for t in table[:19]}) == 1
+    )
+    text = claims.answer(list(judged.values()))
+    assert text.startswith("**After 200 epochs, steps: ") and "interval holds 0; 3 seeds; after 30 epochs, one cycle" in text
+    named = schedules.named(by_schedule)
+    assert set(named) == {f"{name}, {n} epochs" for name in METHODS for n in (200, 30)}
+    assert {r.recipe.name for r in schedules.beside("table1", "quick")} == {r.recipe.name for g in named.values() for r in g}
+
+
+@pytest.mark.parametrize("profile", ["quick", "short", "paper"])
+def test_with_runs_of_one_schedule_there_is_no_other(profile, trained, published):
+    published(trained((0, 0, 0), **LONG), trained((3, 3, 3)), trained((1, 0, 0), epochs=10))
+    by_schedule = schedules.found("table1", profile)
+    assert len(by_schedule) == 1 and set(schedules.named(by_schedule)) == set(METHODS)
+    assert all(c["also"] == [] for c in claims.of_page("table1", *by_schedule))
+    assert {r.recipe.epochs for r in schedules.beside("table1", profile)} == {10, 30}
+    assert {r.recipe.epochs for r in schedules.beside("representation", "short")} == {30}
+
+
+def test_without_runs_the_page_is_empty_and_says_so(trained, published):
+    published(*[trained((0, 0, 0))] * 3)
+    by_schedule = schedules.found("table1", "quick")
+    assert by_schedule == [trained((0, 0, 0))] and schedules.beside("table1", "quick") == []
+    assert {c["verdict"] for c in claims.of_page("table1", *by_schedule)} == {"not run here"}
+    lengths = schedules.lengths("quick")
+    assert list(lengths) == [10, 30, 200] and growth.gaps(lengths) == []
+    assert growth.gap_table(lengths).data.count("after") == 3 and "is open" in growth.gap_table(lengths).data
+
+
+def test_the_gap_is_told_by_length_with_what_is_missing_and_how_it_moves(trained, published):
+    published(trained((3, 3, 1), 0.012, **LONG), trained((3, 3, 3)), trained((1, 3, 0), epochs=10))
+    lengths = schedules.lengths("quick")
+    text = growth.gap_table(lengths).data
+    rows = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("|")][2:]
+    assert [row[0] for row in rows] == ["10"] * 2 + ["30"] * 4 + ["200"] * 4
+    assert rows[0][4] == "inconclusive: one seed" and rows[-3][:2] + rows[-3][4:] == [
+        "200",
+        "CSG less MATCHED",
+        "inconclusive: one seed",
+        "1",
+    ]
+    assert "Not run here: MATCHED after 10 epochs." in text
+    assert "From 30 to 200 epochs the accuracy of CSG less STD moves by +0.0120" in text and "it rises" in text
+    assert text.count("From 30 to 200 epochs") == 2  # of MATCHED there is one seed
+
+
+def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
+    published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
+    text = growth.gap_table(schedules.lengths("quick")).data
+    assert "moves by +0.0000 (+0.0000 to +0.0000): no change is seen" in text
+    c = claims.judge(papers.CLAIMS[2], trained((3, 3, 3)))
+    assert growth.by_seed(c) == pytest.approx(dict(enumerate(np.subtract(ACCURACY["csg"], ACCURACY["std"]))))
+    other = trained((3, 3, 3), **LONG)
+    other = {
+        name: [dataclasses.replace(r, recipe=dataclasses.replace(r.recipe, seed=r.recipe.seed + 7)) for r in g]
+        for name, g in other.items()
+    }
+    published(other, trained((3, 3, 3)), trained((0, 0, 0)))  # no seed in common
+    assert (
+        "of CSG less STD is -0.0135 after 30 epochs and -0.0135 after 200" in growth.gap_table(schedules.lengths("quick")).data
+    )
+
+
+def test_the_figure_has_an_interval_from_three_seeds_on_and_a_hollow_mark_below(trained, published):
+    published(trained((3, 3, 1), 0.012, **LONG), trained((3, 3, 3)), trained((1, 3, 0), epochs=10))
+    figure = growth.gap_figure(schedules.lengths("quick"))
+    for ax in figure.axes:
+        hollow = [bar for bar in ax.containers if bar.lines[0].get_markerfacecolor() == "white"]
+        assert len(ax.containers) == 5 and len(hollow) == 2 and all(not bar.lines[2] for bar in hollow)
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["10", "30", "200"]
+    assert plt.get_fignums() == []
+
+
+def test_runs_that_should_not_be_compared_stop_every_place_that_compares_them(trained, published):
+    mixed = trained((3, 3, 3))
+    mixed["std"] = [dataclasses.replace(r, recipe=dataclasses.replace(r.recipe, loop="fast")) for r in mixed["std"]]
+    published(trained((0, 0, 0)), mixed, trained((0, 0, 0)))
+    for use in (
+        lambda: claims.of_page("table1", *schedules.found("table1", "quick")),
+        lambda: growth.gap_table(schedules.lengths("quick")),
+        lambda: claims.every("quick"),
+    ):
+        with pytest.raises(Problem, match="differ in loop"):
+            use()
+
+
+def test_the_smoke_profile_has_its_own_schedule_alone(tmp_path):
+    assert len(schedules.found("table1", "smoke", tmp_path)) == 1
+    assert list(schedules.lengths("smoke", tmp_path)) == [3]
+
+
+def test_a_book_with_other_profiles_or_experiments_shows_what_it_has(monkeypatch, tmp_path):
+    table = experiments.book()
+    table["profiles"] = {name: table["profiles"][name] for name in ("smoke", "short")} | {"mine": table["profiles"]["short"]}
+    table["pages"]["table1"]["experiments"] = ["std"]
+    table["pages"]["what-matters"] = {}
+    monkeypatch.setattr(experiments, "book", lambda: table)
+    assert schedules.profiles("table1", "mine") == ["short"] and list(schedules.lengths("mine", tmp_path)) == [30]
+    del table["profiles"]["short"]
+    assert schedules.profiles("table1", "mine") == ["mine"] and schedules.found("table1", "mine", tmp_path) == [{"std": []}]
+    table["pages"]["table1"] = {}
+    assert schedules.lengths("mine", tmp_path) == {} and schedules.beside("table1", "mine", tmp_path) == []
+
+
+def test_the_tables_of_metrics_name_their_schedules_and_the_papers_numbers_stand_in_the_first(trained, published):
+    published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
+    text = growth.metrics_tables(schedules.found("table1", "quick"), {"paper": papers.paper_values("table1")}).data
+    first, second = text.split("After 30 epochs, one cycle:")
+    assert first.startswith("After 200 epochs, steps:") and "0.9192" in first and "0.9192" not in second
+    assert "0.1000 (unconfirmed)" in first
+
+
+def test_the_list_of_results_has_every_claim_with_its_verdict_in_order(monkeypatch, csglib, tmp_path):
+    code, _, err = csglib("results", "--profile", "quick", "--runs-folder", tmp_path, "--out", tmp_path / "results.json")
+    entries = json.loads((tmp_path / "results.json").read_text())
+    assert code == 0 and [e["id"] for e in entries] == [c.id for c in papers.CLAIMS], err
+    assert all({"direction", "size", "tests", "holm", "paired", "question", "also"} <= set(e) for e in entries)
