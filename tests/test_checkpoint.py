@@ -95,7 +95,7 @@ def test_the_scale_of_half_precision_and_its_growth_survive_a_stop(stopped, monk
     def loss(*args):
         seen.append(1)
         value, logits = original.loss(*args)
-        return (value * 1e37 if len(seen) <= 3 else value), logits
+        return (value + 1e37 * (value - value.detach()) if len(seen) <= 3 else value), logits  # of its gradient alone
 
     scaler = loop.loss_scaler
 
