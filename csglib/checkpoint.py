@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from csglib import Problem, files
 
@@ -18,25 +19,25 @@ from csglib import Problem, files
 class Checkpoint:
     """All that a next epoch depends on, in one file that is replaced in one step."""
 
-    def __init__(self, path: Path, net: nn.Module, gate: nn.Module | None, optimisers: list, data: str, versions: dict):
+    def __init__(
+        self, path: Path, net: nn.Module, gate: nn.Module | None, optimisers: list, scaler: GradScaler, data: str, versions: dict
+    ):
         """`data` is the digest of the images; those of another digest are refused.  `versions` are those of the libraries."""
-        self.path, self.net, self.gate, self.optimisers = path, net, gate, optimisers
+        self.path, self.net, self.gate, self.optimisers, self.scaler = path, net, gate, optimisers, scaler
         self.data, self.versions = data, json.dumps(versions)
 
     def modules(self) -> dict[str, nn.Module]:
         apart = self.gate is not None and self.gate not in self.net.modules()
         return {"net": self.net} | ({"gate": self.gate} if apart else {})
 
-    def parameters(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
-        return [(o, p) for o in self.optimisers for group in o.param_groups for p in group["params"]]
-
     def save(self, history: list[dict], gates: list[Tensor], dirty: bool) -> None:
         tensors = {f"{m}.{k}": v for m, module in self.modules().items() for k, v in module.state_dict().items()}
-        for i, (optimiser, p) in enumerate(self.parameters()):
+        for i, (optimiser, p) in enumerate((o, p) for o in self.optimisers for p in parameters(o)):
             tensors |= {f"optimiser.{i}.{k}": v for k, v in optimiser.state[p].items() if v is not None}
         tensors |= {f"gates.{t}": g for t, g in enumerate(gates)}
         tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
         told = {"history": json.dumps(history), "dirty": json.dumps(dirty), "data": self.data, "versions": self.versions}
+        told |= {"scaler": json.dumps(self.scaler.state_dict())}
         files.write(self.path, save(tensors, told | {"sha256": seal(tensors, told)}))
 
     def load(self) -> tuple[list[dict], list[Tensor], bool]:
@@ -64,15 +65,25 @@ class Checkpoint:
                 f"{self.path} was trained on other images than are there now: restore them, or remove {self.path.parent} "
                 "and train anew"
             )
-        for i, (optimiser, p) in enumerate(self.parameters()):
-            for key in (k for k in tensors if k.startswith(f"optimiser.{i}.")):
-                value = tensors[key]
-                value = value.to(p).contiguous(memory_format=layout(p)) if value.shape == p.shape else value
-                optimiser.state[p][key.split(".", 2)[2]] = value
+        i = 0
+        for optimiser in self.optimisers:
+            state = {}
+            for j, p in enumerate(parameters(optimiser)):
+                kept = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"optimiser.{i + j}.")}
+                state[j] = {k: v.contiguous(memory_format=layout(p)) if v.shape == p.shape else v for k, v in kept.items()}
+            i += len(state)
+            # which knows what belongs on the parameter's device: of a fused Adam also the count of its steps
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        if scaler := json.loads(told.get("scaler", "{}")):  # an older checkpoint has none: its scale starts anew, as it did
+            self.scaler.load_state_dict(scaler)
         device = next(self.net.parameters()).device
         count = sum(k.startswith("gates.") for k in tensors)
         dirty = told.get("dirty") == "true" or told.get("versions", self.versions) != self.versions
         return history, [tensors[f"gates.{t}"].to(device) for t in range(count)], dirty
+
+
+def parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimiser.param_groups for p in group["params"]]
 
 
 def seal(tensors: dict[str, Tensor], told: dict[str, str]) -> str:

@@ -176,13 +176,17 @@ def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = P
     write(out, json.dumps(judged, indent=2) + "\n")
 
 
-def doctor() -> None:
-    """Say what is found here (Python, torch, GPU, data, runs) and what to do; exit with 1 where something has to be done."""
-    from csglib.doctor import examine
+def doctor(gpu: bool = False) -> None:
+    """Say what is found here (Python, torch, GPU, data, runs) and what to do; exit with 1 where something has to be done.
+
+    Args:
+        gpu: Try the GPU instead, in about two minutes: every method captured, stopped, side by side, in each precision.
+    """
+    from csglib.doctor import examine, try_gpu
 
     found = []
-    for finding in examine():
-        print(finding)
+    for finding in try_gpu() if gpu else examine():
+        print(finding, flush=True)
         found.append(finding.state)
     wrong = found.count("do")
     print(f"{wrong} thing{'s' * (wrong > 1)} to do, marked `do`" if wrong else "Nothing has to be done.")

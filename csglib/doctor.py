@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -123,6 +124,25 @@ def speed() -> Finding:
         return Finding("ok", f"ResNet-20 on CIFAR-10, {pace.predict(settle_precision(Recipe(), device)[0], device)}")
     except (RuntimeError, AssertionError) as error:  # a GPU that cannot be used, of which `gpu` tells
         return Finding("note", f"no step could be timed ({str(error).splitlines()[0][:100]})")
+
+
+def try_gpu() -> Iterator[Finding]:
+    """What only a GPU can show, one after the other, each compared with the plain loop or the processor."""
+    import torch
+
+    from csglib.gpu import NAMES, check
+
+    if not torch.cuda.is_available():
+        yield Finding("note", "there is no GPU here that torch can use, so nothing was tried")
+        return
+    for name in NAMES:
+        began, what = time.monotonic(), name.replace("_", " ")
+        try:
+            found = check(name)
+        except Problem as problem:
+            yield Finding("do", f"{what}: {problem}; please report this line with the output of `csglib doctor`")
+        else:
+            yield Finding("ok", f"{what}: {found} ({time.monotonic() - began:.0f} s)")
 
 
 def place() -> Finding:

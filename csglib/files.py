@@ -2,13 +2,12 @@
 
 import errno
 import faulthandler
-import fcntl
 import functools
 import json
 import math
 import multiprocessing
 import os
-import resource
+import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -108,6 +107,10 @@ def apart(parse: Callable[[Path], Any], path: Path, remedy: str, seconds: float 
 
     scipy's of MATLAB files ends with a segmentation fault on some with a few bytes changed.
     """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise Problem(f"{path} cannot be read in a process of its own on this system: read it under Linux or macOS")
+    import resource
+
     context = multiprocessing.get_context("fork")  # csglib is imported already, and no thread is needed there
     ours, theirs = context.Pipe(duplex=False)
 
@@ -141,28 +144,31 @@ def apart(parse: Callable[[Path], Any], path: Path, remedy: str, seconds: float 
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Atomically and durably: a reader sees the old file or the new one, after a power cut too."""
-    new = path.with_name(path.name + ".new")
+    """Atomically and durably: a reader sees the old file or the new one, after a power cut too, whoever else writes it."""
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
-        with new.open("wb") as f:
+        with new.open("xb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(new, path)
         sync(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)  # on a full disk its room is needed
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space" if full else "make the folder writable"
         raise Problem(
             f"{path} could not be written ({error.strerror}): {remedy} and give the same command again; what was saved "
             "before is unharmed"
         ) from None
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)  # after a stop, or on a full disk, where its room is needed
 
 
 def sync(folder: Path) -> None:
-    """Put the folder's names on the disk."""
+    """Put the folder's names on the disk, where a folder can be opened for it."""
+    if os.name == "nt":
+        return
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -175,6 +181,10 @@ def lock(folder: Path) -> int:
 
     The folder itself is locked, so that no file stays behind.
     """
+    try:
+        import fcntl
+    except ImportError:
+        raise Problem(f"{folder} cannot be locked on this system: train under Linux, macOS or Windows' WSL") from None
     fd = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -48,9 +48,11 @@ PROVENANCE = record(
         "versions": VERSIONS,
         "hardware": HARDWARE,
         "precision_reason": PLAIN,
+        "side_by_side": WHOLE,
         "format": {"type": "integer"},
         "sha256": record(dict.fromkeys([name for name in LIMITS if name != "provenance.json"], SHA256)),
     },
+    optional=("side_by_side",),
     rest=PLAIN,
 )
 METRICS = record(

@@ -6,6 +6,7 @@ in which the host waits for nothing.  Both compute the same steps; compiled sums
 """
 
 import ctypes
+import functools
 import math
 import sys
 import time
@@ -14,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from csglib import data, distributed
+from csglib import Problem, data, distributed
 from csglib.data import Images
 from csglib.methods import Gate, Method
 from csglib.nets import Split
@@ -22,46 +23,62 @@ from csglib.provenance import plain
 from csglib.runs import Recipe
 
 EAGER_STEPS = 3  # of a path before its capture: they make the optimisers' buffers and compile what has to be compiled
-SCALE = {"scale": 2.0**12, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000, "_growth_tracker": 0}
+SCALE = 2.0**12  # of a float16 loss at the start; from there it follows what overflows
+CAPTURED = "compiled, steps captured as CUDA graphs"
+
+
+class CaptureFailed(Problem):
+    """A capture failed.  CUDA's allocator and generators may be in any state then, so nothing may go on in this process."""
 
 
 class Loop:
     """The training steps of one recipe on one device, and what they need to be fast: compiled maps, a stream, graphs."""
 
-    def __init__(self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images):
+    def __init__(
+        self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None
+    ):
         self.recipe, self.m, self.net, self.gate, self.optimisers, self.images = recipe, m, net, gate, optimisers, images
         self.device = device = images.images.device
         self.steps = len(images) // recipe.batch_size
         self.reason = "operation by operation"
-        self.compiled = None
-        self.loss = distributed.wrapped(Loss(recipe, m, net, gate))
-        # float16 alone needs scaling; it starts anew in each epoch, so that a checkpoint need not hold it
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE["scale"], enabled=recipe.precision == "float16")
-        self.loss_sum = torch.zeros((), device=device)
-        self.correct = torch.zeros((), device=device, dtype=torch.long)
-        if recipe.loop == "fast":
-            self.compiled = torch.compile(net.maps)
-            self.reason = "compiled"
-        self.graphs, self.stream = None, None
+        self.compiled, self.graphs, self.stream = None, None, None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)  # several trainings overlap, each on its own
             self.stream.wait_stream(torch.cuda.current_stream(device))
-            if recipe.loop == "fast" and distributed.world() == 1:
+        learns = gate is not None and any(p.requires_grad for p in gate.parameters())
+        unused = learns and any(m.path(recipe, epoch) == "standard" for epoch in range(recipe.epochs))
+        with self.on_stream():  # DistributedDataParallel sums gradients on the stream on which it is made
+            self.loss = distributed.wrapped(Loss(recipe, m, net, gate), unused)
+        self.scaler = scaler or loss_scaler(recipe, device)
+        if self.scaler.is_enabled():
+            make_momentum(optimisers)
+        self.loss_sum, self.one = torch.zeros((), device=device), torch.ones((), device=device)
+        self.correct, self.skipped = (torch.zeros((), device=device, dtype=torch.long) for _ in range(2))
+        if recipe.loop == "fast":
+            self.compiled = torch.compile(net.maps)
+            self.reason = "compiled"
+            if device.type == "cuda":
                 self.prepare_graphs()
 
+    def on_stream(self):
+        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+
     def prepare_graphs(self, capture=None) -> None:
-        """The buffers from which a captured step takes its batch and its learning rate; a counter on the device moves on."""
+        """The buffers from which a captured step takes its batch, its learning rate and its epoch; a counter on the device
+        moves on.  The graphs of all paths share one pool of memory, since never two of them run at once."""
         N, device = len(self.images), self.device
-        self.graphs, self.capture = {}, capture or captured
+        self.graphs = {}
+        self.capture = capture or functools.partial(captured, pool=torch.cuda.graph_pool_handle())
         self.order = torch.zeros(N, dtype=torch.long, device=device)
         self.shift = torch.zeros(2, N, dtype=torch.long, device=device)
         self.flip = torch.zeros(N, dtype=torch.bool, device=device)
         self.lrs = torch.zeros(self.steps, device=device)
-        self.at = torch.zeros((), dtype=torch.long, device=device)
+        self.at = torch.zeros(1, dtype=torch.long, device=device)  # an index without dimensions would be read by the host
+        self.epoch = torch.zeros((), dtype=torch.long, device=device)
         self.rows = torch.arange(self.recipe.batch_size, device=device)
         for group in self.optimisers[0].param_groups:
             group["lr"] = torch.zeros((), device=device)
-        self.reason = "compiled, steps captured as CUDA graphs"
+        self.reason = CAPTURED
 
     def start(self, epoch: int, bar) -> None:
         """Run one epoch; on a GPU, where nothing waits, ask for all its steps and return.  `row` then waits for their sums."""
@@ -69,17 +86,17 @@ class Loop:
         self.net.train()
         generator = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
         torch.manual_seed(1_000_003 * recipe.seed + epoch)  # for methods that draw
-        self.loss_sum.zero_(), self.correct.zero_()
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(SCALE)
-        self.began = time.perf_counter()
+        for total in (self.loss_sum, self.correct, self.skipped):
+            total.zero_()
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # it has evaluated the last epoch
-        with torch.cuda.stream(self.stream) if self.stream else nullcontext(), compiled(self.net, self.compiled):
+        self.clock = Clock(self.stream)
+        with self.on_stream(), exact(self.device, recipe.precision), compiled(self.net, self.compiled):
             if self.graphs is None:
                 self.run(epoch, path, generator, bar)
             else:
-                self.replay(epoch, path, generator, bar)
+                self.replay(epoch, path, generator)
+        self.clock.stop()
 
     def run(self, epoch: int, path: str, generator: torch.Generator, bar) -> None:
         recipe, B = self.recipe, self.recipe.batch_size
@@ -95,43 +112,41 @@ class Loop:
                 bar.set_postfix(shown, refresh=False)
             bar.update()
 
-    def replay(self, epoch: int, path: str, generator: torch.Generator, bar) -> None:
+    def replay(self, epoch: int, path: str, generator: torch.Generator) -> None:
         """The same steps from buffers on the device: some as they are, then a capture, then replays."""
-        recipe, key = self.recipe, (path, epoch if self.m.by_epoch else None)
+        recipe = self.recipe
         for buffer, drawn in zip((self.order, self.shift, self.flip), data.draw(self.images, generator), strict=True):
             buffer.copy_(drawn)
         rates = [learning_rate(recipe, (epoch + s / self.steps) / recipe.epochs) for s in range(self.steps)]
         self.lrs.copy_(torch.tensor(rates))
         self.at.zero_()
+        self.epoch.fill_(epoch)
 
         def step() -> None:
-            self.step(epoch, path, *self.batch())
+            self.step(self.epoch if self.m.by_epoch else epoch, path, *self.batch())
 
         done = 0
-        if key not in self.graphs:
+        if path not in self.graphs:
             for _ in range(min(EAGER_STEPS, self.steps)):
                 step()
                 done += 1
             try:
-                self.graphs[key] = self.capture(step)
-            except torch.OutOfMemoryError:
-                raise  # with graphs or without, this is too much
+                self.graphs[path] = self.capture(step)
             except RuntimeError as error:
-                first_line = str(error).partition("\n")[0]
-                self.reason = f"compiled; a step cannot be captured ({plain(first_line)})"
-                print(f"{recipe.name}: {self.reason}, so it is run operation by operation", file=sys.stderr)
-                self.graphs[key] = step
-                for optimiser in self.optimisers:
-                    optimiser.zero_grad()
+                while error.__context__ is not None:  # the end of a capture that failed fails too
+                    error = error.__context__
+                few = isinstance(error, torch.OutOfMemoryError)
+                remedy = "choose a smaller --batch-size, train fewer at once" if few else "run `csglib doctor --gpu`"
+                told = plain(str(error).partition("\n")[0])
+                raise CaptureFailed(f"a step of {recipe.name} cannot be captured ({told}): {remedy}, or leave --loop out") from None
         for _ in range(self.steps - done):
-            self.graphs[key]()
-        bar.update(self.steps)
+            self.graphs[path]()
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The next batch, chosen and augmented on the device; the learning rate moves with it."""
         i = self.at * self.recipe.batch_size + self.rows
         for group in self.optimisers[0].param_groups:
-            group["lr"].copy_(self.lrs[self.at])
+            group["lr"].copy_(self.lrs[self.at].squeeze(0))
         self.at += 1
         index = self.order[i]
         images = self.images.images[index]
@@ -139,8 +154,9 @@ class Loop:
             self.images.labels[index]
         )
 
-    def step(self, epoch: int, path: str, x: Tensor, y: Tensor) -> None:
+    def step(self, epoch: int | Tensor, path: str, x: Tensor, y: Tensor) -> None:
         weights, *gates = self.optimisers
+        scale = self.scaler.scale(self.one)
         with autocast(self.device, self.recipe.precision):
             loss, logits = self.loss(epoch, data.to_float(x), y)
         self.scaler.scale(loss).backward()
@@ -154,13 +170,15 @@ class Loop:
         for optimiser in gates:
             optimiser.zero_grad()
         self.scaler.update()
+        self.skipped += self.scaler.scale(self.one) < scale  # it falls where gradients overflowed
         self.loss_sum += loss.detach()
         self.correct += (logits.argmax(1) == y).sum()
 
     def row(self, epoch: int) -> dict:
         """Wait for the epoch that was started, and tell of it what the history keeps."""
-        with torch.cuda.stream(self.stream) if self.stream else nullcontext():
+        with self.on_stream():
             loss_sum, correct = distributed.summed(self.loss_sum).item(), distributed.summed(self.correct).item()
+            skipped = {"skipped_steps": int(self.skipped)} if self.scaler.is_enabled() else {}
             distributed.same(self.gate)
         return {
             "epoch": epoch,
@@ -168,8 +186,8 @@ class Loop:
             "lr": learning_rate(self.recipe, epoch / self.recipe.epochs),
             "train_loss": loss_sum / distributed.world() / self.steps,
             "train_accuracy": correct / (self.steps * self.recipe.batch_size),
-            "seconds": round(time.perf_counter() - self.began, 3),
-        }
+            "seconds": round(self.clock.seconds(), 3),
+        } | skipped
 
 
 class Loss(nn.Module):
@@ -179,7 +197,7 @@ class Loss(nn.Module):
         super().__init__()
         self.recipe, self.m, self.net, self.gate = recipe, m, net, gate
 
-    def forward(self, epoch: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, epoch: int | Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return self.m.loss(self.recipe, epoch, self.net, self.gate, images, labels)
 
 
@@ -189,20 +207,46 @@ def compiled(net: Split, maps):
 
     Outside, in evaluation, they are not: another shape and another mode would each be compiled anew, for longer than they take.
     """
-    if maps is not None:
-        net.maps = maps
-    try:
+    if maps is None:
         yield
+        return
+    from torch._dynamo import config, exc  # it takes a second to import
+
+    net.maps = maps
+    try:  # the ninth network of a process would silently run uncompiled
+        with config.patch(cache_size_limit=sys.maxsize, accumulated_cache_size_limit=sys.maxsize):
+            yield
+    except exc.TorchDynamoException as error:
+        told = plain(" ".join(str(error).partition("\n\n")[0].split()))
+        raise Problem(f"torch cannot compile this network here ({told}): leave --loop out") from None
     finally:
-        net.__dict__.pop("maps", None)
+        del net.__dict__["maps"]
 
 
-def captured(step):
+def captured(step, pool):
     """A step as a CUDA graph; what it returns replays it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+    with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
         step()
     return graph.replay
+
+
+class Clock:
+    """How long an epoch takes: on a GPU by its stream's own time, elsewhere by the host's; what comes after `stop` is not in it."""
+
+    def __init__(self, stream):
+        self.stream, self.began, self.ended = stream, self.now(stream), None
+
+    @staticmethod
+    def now(stream):
+        return stream.record_event(torch.cuda.Event(enable_timing=True)) if stream else time.perf_counter()
+
+    def stop(self) -> None:
+        self.ended = self.now(self.stream)
+
+    def seconds(self) -> float:
+        """Of a GPU, once the host has waited for its results."""
+        return self.began.elapsed_time(self.ended) / 1000 if self.stream else self.ended - self.began
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
@@ -216,7 +260,39 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 def autocast(device: torch.device, precision: str):
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    return torch.autocast(device.type, half[precision]) if precision in half else nullcontext()
+    return torch.autocast(device.type, half[precision]) if precision in half else exact(device, precision)
+
+
+@contextmanager
+def exact(device: torch.device, precision: str):
+    """float32 is float32: since Ampere, GPUs else round the factors of convolutions to TF32's 10 bits."""
+    if device.type != "cuda" or precision != "float32":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    named = hasattr(cudnn, "conv")  # since torch 2.9
+    if matmul.fp32_precision == "tf32" if named else matmul.allow_tf32:
+        raise Problem("float32 is asked for, and TF32 is on here: call torch.set_float32_matmul_precision('highest') first")
+    where, name, full = (cudnn.conv, "fp32_precision", "ieee") if named else (cudnn, "allow_tf32", False)
+    before = getattr(where, name)
+    setattr(where, name, full)
+    try:
+        yield
+    finally:
+        setattr(where, name, before)
+
+
+def loss_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler:
+    """float16 alone needs scaling; what it learns is kept from epoch to epoch."""
+    return torch.amp.GradScaler(device.type, init_scale=SCALE, enabled=recipe.precision == "float16")
+
+
+def make_momentum(optimisers: list[torch.optim.Optimizer]) -> None:
+    """Momentum from zeros, which gives the same first step.  SGD would leave what lay in memory if that step overflows."""
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            for p in group["params"] if group.get("momentum") else ():
+                optimiser.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
 
 def keep_memory() -> None:

@@ -29,10 +29,10 @@ class Method:
     options: tuple[str, ...]  # the recipe's fields that this method reads beside those that all methods read
     gate: Callable[[Recipe, Split], Gate | None]  # made for this network, which it may change
     path: Callable[[Recipe, int], str]  # recipe, epoch -> the path that this epoch trains
-    loss: Callable[[Recipe, int, Split, Gate | None, Tensor, Tensor], tuple[Tensor, Tensor]]  # of an epoch -> loss, logits
+    loss: Callable[[Recipe, int | Tensor, Split, Gate | None, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> loss, logits
     optimiser: Callable[..., torch.optim.Optimizer] | None = None  # recipe, gate, on_gpu -> the gate's; none: no step moves it
     after_step: Callable[[Recipe, Gate], None] | None = None  # after each step of that optimiser
-    by_epoch: bool = False  # whether the loss depends on the epoch beyond its path
+    by_epoch: bool = False  # whether the loss computes with the epoch, a tensor on the device where steps are captured
     draws: bool = False  # whether the loss draws random numbers
 
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Generator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from csglib import Problem, data, distributed, files, nets, provenance, runs
 from csglib.checkpoint import Checkpoint
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
-from csglib.loop import Loop, autocast, keep_memory
+from csglib.loop import CaptureFailed, Loop, autocast, keep_memory, loss_scaler
 from csglib.methods import Gate, Method, method
 from csglib.metrics import accuracy, class_means, cluster, evaluate
 from csglib.runs import Readout, Recipe, Run
@@ -48,16 +49,15 @@ def side_by_side(work: list[tuple[Recipe, Path]], device: str | None = None, eve
     """Train several recipes at once on one GPU, which a small network cannot fill: each has its stream and its graphs.
 
     While the host reads one training's sums, the steps of the others run.  On a processor they take turns by the epoch.
-    Where one fails the others go on; then this raises what was said of the first.
+    Where one fails the others go on; then this raises what was said of the first.  A failed capture alone stops them all,
+    since it leaves CUDA in any state; the same command goes on from their checkpoints.
     """
     device = pick_device(device)
     if every < 1:
         raise Problem(f"a checkpoint every {every} epochs cannot be: use 1, 2, 3, ...")
     if len({out.absolute() for _, out in work}) < len(work):
         raise Problem("two recipes cannot have one folder: give each its own")
-    if len(work) > 1 and device.type == "cuda" and (drawing := {r.method for r, _ in work if method(r).draws}):
-        raise Problem(f"{', '.join(drawing)} draws in every step from a generator that all graphs share: train it by itself")
-    going = {i: training(recipe, out, device, every) for i, (recipe, out) in enumerate(work)}
+    going = {i: training(recipe, out, device, every, len(work)) for i, (recipe, out) in enumerate(work)}
     done: dict[int, Run | Problem] = {}
     while going:
         for i, steps in list(going.items()):
@@ -65,8 +65,10 @@ def side_by_side(work: list[tuple[Recipe, Path]], device: str | None = None, eve
                 next(steps)
             except StopIteration as end:
                 done[i] = end.value
+            except CaptureFailed:
+                raise
             except Problem as problem:
-                done[i] = problem
+                done[i] = Problem(str(problem))  # without the frames of the training, which hold its network and graphs
             except torch.OutOfMemoryError:
                 remedy = f"train fewer than {len(work)} at once" if len(work) > 1 else "choose a smaller --batch-size"
                 done[i] = Problem(f"the memory of {torch.cuda.get_device_name(device)} is too small: {remedy}")
@@ -75,33 +77,59 @@ def side_by_side(work: list[tuple[Recipe, Path]], device: str | None = None, eve
     for i in sorted(done):
         if isinstance(done[i], Problem):
             raise done[i]
+    distributed.finished()
     return [done[i] for i in sorted(done)]
 
 
-def training(recipe: Recipe, out: Path, device: torch.device, every: int) -> Generator[None, None, Run]:
-    """One training, which pauses after it has asked for an epoch's steps."""
+def training(recipe: Recipe, out: Path, device: torch.device, every: int, at_once: int) -> Generator[None, None, Run]:
+    """One training of so many at once, which pauses after it has asked for an epoch's steps."""
     keep_memory()
     recipe, reason = settle_precision(recipe, device)
-    if recipe.loop == "fast" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise Problem("loop fast needs a C++ compiler, and there is none: install g++, or leave --loop out")
+    if recipe.loop == "fast":
+        check_compiler(device)
     dataset = load(recipe)
     m, net, gate = build(recipe, len(dataset.classes))
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
+    graphs_at_once = at_once > 1 and device.type == "cuda" and recipe.loop == "fast"
+    if graphs_at_once and (m.draws or draws(net, dataset.train)):
+        raise Problem(f"a step of {recipe.name} draws random numbers from a generator that all graphs share: train it by itself")
     device = distributed.join(recipe, device)
-    if distributed.rank() > 0:  # it reads the checkpoint and learns; process 0 writes
-        distributed.wait()
-        if not (out / "provenance.json").exists():
-            yield from go_on(recipe, reason, m, out, runs.part(out), dataset, net, gate, device, every)
-        return runs.read(out)
-    with files.locked(runs.reserve(out, recipe)):
-        folder = runs.reserve(out, recipe)  # again, now that no other process can change it
-        if (folder / "provenance.json").exists():  # stopped just before it got its name
-            runs.publish(out)
-            distributed.wait()
-            return runs.read(out)
-        distributed.wait()
-        return (yield from go_on(recipe, reason, m, out, folder, dataset, net, gate, device, every))
+    with ExitStack() as held:
+
+        def reserve() -> bool:
+            """Whether the run is finished already; if not, its folder is kept from other processes."""
+            held.enter_context(files.locked(runs.reserve(out, recipe)))
+            folder = runs.reserve(out, recipe)  # again, now that no other process can change it
+            if (folder / "provenance.json").exists():  # stopped just before it got its name
+                runs.publish(out)
+                return True
+            for left in folder.glob("*.new"):  # by a process that was killed while it wrote
+                left.unlink()
+            return False
+
+        if not distributed.first(reserve):  # process 0 writes; the others read the checkpoint and learn
+            told = {"precision_reason": reason, "side_by_side": at_once}
+            yield from go_on(recipe, told, m, out, runs.part(out), dataset, net, gate, device, every)
+    return runs.read(out)
+
+
+def check_compiler(device: torch.device) -> None:
+    """What torch.compile needs beside torch: for a processor a C++ compiler, for a GPU Triton, which asks for a C compiler."""
+    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < (7, 0):
+        name = torch.cuda.get_device_name(device)
+        raise Problem(f"loop fast needs a GPU of capability 7.0, and {name} has {found[0]}.{found[1]}: leave --loop out")
+    variable, language, known = ("CC", "C", ("gcc", "clang")) if device.type == "cuda" else ("CXX", "C++", ("g++", "clang++"))
+    if not (os.environ.get(variable) or any(map(shutil.which, known))):
+        raise Problem(f"loop fast needs a {language} compiler, and there is none: install {known[0]}, or leave --loop out")
+
+
+@torch.no_grad()
+def draws(net: nets.Split, images: Images) -> bool:
+    """Whether the network draws random numbers in training, as dropout does: found by trying a copy, on two images."""
+    before = torch.get_rng_state()
+    copy.deepcopy(net).train()(data.to_float(images.images[:2]))
+    return not torch.equal(torch.get_rng_state(), before)
 
 
 def build(recipe: Recipe, num_classes: int) -> tuple[Method, nets.Split, Gate | None]:
@@ -113,7 +141,7 @@ def build(recipe: Recipe, num_classes: int) -> tuple[Method, nets.Split, Gate | 
     return m, net, m.gate(recipe, net)
 
 
-def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int):
+def go_on(recipe, told: dict, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int):
     """From the last checkpoint, or the start, to the finished run."""
     dataset = dataset.to(device)
     net = distributed.normalise_jointly(net, device)
@@ -121,20 +149,23 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
     if gate is not None:
         gate.to(device)
     optimisers = optimisers_of(recipe, m, net, gate)
+    scaler = loss_scaler(recipe, device)
     code = provenance.here(device)  # taken at the start: the files may change while this runs
-    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, dataset.digest, code["versions"])
+    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, scaler, dataset.digest, code["versions"])
     history, gates, dirty = state.load()
-    loop = Loop(recipe, m, net, gate, optimisers, dataset.train)
+    if len(history) != distributed.first(lambda: len(history)):
+        raise Problem(f"the processes do not see the same {state.path}: put --out into a folder that they share")
+    loop = Loop(recipe, m, net, gate, optimisers, dataset.train, scaler)
     leads = distributed.rank() == 0
     if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
         code["dirty"] = True  # no one commit makes this run
     steps = len(dataset.train) // recipe.batch_size
     hidden = bool(os.environ.get("TQDM_DISABLE")) or not leads  # tqdm itself reads it in a terminal, but not in a notebook
-    print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
+    print(f"{recipe.name}: {device}, {recipe.precision} ({told['precision_reason']})", file=sys.stderr)
     if leads and emulated(recipe.precision, device):
         times = emulation(net, dataset.train.images[:16], recipe.precision)
-        told = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
-        print(f"{told}; --precision float32, with another --out, avoids that", file=sys.stderr)
+        slow = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
+        print(f"{slow}; --precision float32, with another --out, avoids that", file=sys.stderr)
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
             path = m.path(recipe, epoch)
@@ -145,9 +176,7 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
             loop.start(epoch, bar)
             yield
             row = loop.row(epoch)
-            if not leads:
-                history.append(row)
-                continue
+            bar.update((epoch + 1) * steps - bar.n)  # of steps that a GPU was only asked for
             row |= test_row(net, gate, dataset.test, recipe.precision) | {"commit": code["commit"]}
             history.append(row)
             if path in ("gated", "joint"):
@@ -155,8 +184,9 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
             if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)] or (
                 ["train_loss"] if row["train_loss"] > DIVERGED else []
             ):
-                told = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
-                files.write(folder / "report.json", json.dumps({"stopped_by": bad, "history": told}, indent=2) + "\n")
+                rows = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
+                if leads:
+                    files.write(folder / "report.json", json.dumps({"stopped_by": bad, "history": rows}, indent=2) + "\n")
                 raise Problem(
                     f"{bad[0]} of epoch {epoch} is {row[bad[0]]:g}: lower --lr or --gate-lr, with a new --out "
                     f"({folder} keeps the epochs before and report.json)"
@@ -164,11 +194,9 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
             if gates:  # before the first projection the gate is not in its feasible set
                 row["density"] = density(gates[-1], projected=isinstance(gate, ClassGate) and recipe.gate_projection == "max")
             if (epoch + 1) % every == 0 or epoch + 1 == recipe.epochs:
-                state.save(history, gates, bool(code["dirty"]))
-    if leads:
-        finish(recipe, code | {"precision_reason": reason, "loop_reason": loop.reason}, out, dataset, net, gate, gates, history)
-    distributed.wait()
-    return runs.read(out)
+                distributed.first(lambda: state.save(history, gates, bool(code["dirty"])))
+    code |= told | {"loop_reason": loop.reason}
+    distributed.first(lambda: finish(recipe, code, out, dataset, net, gate, gates, history))
 
 
 def load(recipe: Recipe) -> Dataset:
@@ -187,13 +215,14 @@ def load(recipe: Recipe) -> Dataset:
 
 def test_row(net, gate, images: Images, precision: str) -> dict:
     """Loss and accuracy on the test images, of both paths: for the curves alone, nothing is chosen by them."""
-    readout = read_out(net, gate, images, precision)
+    part = distributed.share(len(images))
+    readout = read_out(net, gate, Images(images.images[part], images.labels[part]), precision)
     y = readout.labels
     row = {"test_loss": F.cross_entropy(readout.logits, y).item(), "test_accuracy": accuracy(readout.logits, y)}
     if gate is not None:
         gated = (readout.features * readout.gate[y]) @ readout.weight.T + readout.bias
         row |= {"test_loss_gated": F.cross_entropy(gated, y).item(), "test_accuracy_gated": accuracy(gated, y)}
-    return row
+    return {name: distributed.mean(value, len(y)) for name, value in row.items()}
 
 
 @torch.no_grad()
@@ -283,7 +312,8 @@ def settle_precision(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]
 def native(device: torch.device) -> tuple[str, str]:
     """The precision in which this device trains fastest, and why: bfloat16 where it computes that itself."""
     if device.type == "cuda":
-        found = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # of several GPUs this one is asked
+            found = torch.cuda.is_bf16_supported(including_emulation=False)
         why, other = provenance.plain(torch.cuda.get_device_name(device)), "float16"  # as on a T4
     else:
         found, why, other = cpu_has_bfloat16(), "this processor", "float32"

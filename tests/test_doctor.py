@@ -3,11 +3,13 @@
 import shutil
 import sys
 from collections import namedtuple
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from csglib import Problem, data, doctor, pace, runs, train
+from csglib import gpu as gpu_checks
 
 
 @pytest.fixture
@@ -18,6 +20,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
 
     return pretend
@@ -130,6 +133,30 @@ def test_a_gpu_that_cannot_compute_or_that_torch_does_not_see_has_to_be_seen_to(
 def test_a_torchvision_of_another_torch_is_found(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
     assert doctor.pair().state == "do" and "pip install --upgrade torch torchvision" in doctor.pair().text
+
+
+def test_without_a_gpu_none_is_tried_and_one_sentence_says_so(csglib, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert csglib("doctor", "--gpu") == (
+        0,
+        "note there is no GPU here that torch can use, so nothing was tried\nNothing has to be done.\n",
+        "",
+    )
+
+
+def test_each_check_of_a_gpu_says_what_it_found_and_one_that_fails_has_to_be_reported(csglib, monkeypatch):
+    def check(name: str) -> str:
+        if name == "side_by_side":
+            raise Problem("they end 90 % of their way from where they end alone")
+        return "as it should be"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_checks, "check", check)
+    code, out, _ = csglib("doctor", "--gpu")
+    lines = out.splitlines()
+    assert code == 1 and len(lines) == len(gpu_checks.CHECKS) + 1
+    assert lines[0] == "ok   captured: as it should be (0 s)"
+    assert "do   side by side: they end 90 % of their way from where they end alone; please report this line" in out
 
 
 def test_little_disk_space_is_told(monkeypatch):

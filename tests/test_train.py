@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -265,6 +266,24 @@ def test_automatic_precision_takes_what_the_processor_computes_natively(native, 
 def test_a_named_precision_is_kept_and_said_to_be_asked_for():
     recipe, reason = train.settle_precision(Recipe(precision="float32"), torch.device("cpu"))
     assert recipe.precision == "float32" and reason.startswith("asked for")
+
+
+def test_of_several_gpus_the_one_that_trains_is_asked_for_its_precision(monkeypatch):
+    """The first knows bfloat16, the second does not."""
+    current = [0]
+
+    @contextmanager
+    def device(asked):
+        current.append(asked.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 0)
+    settled = [train.settle_precision(Recipe(), torch.device("cuda", i)) for i in range(2)]
+    assert [recipe.precision for recipe, _ in settled] == ["bfloat16", "float16"]
+    assert settled[1][1].startswith("GPU 1 does not compute")
 
 
 # The learning rate

@@ -1,0 +1,108 @@
+"""Several processes for one training: what they tell each other, how long they wait, how they end.  By gloo, on processors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trainings
+
+from csglib import distributed, runs, train
+from csglib.loop import Loop
+from csglib.runs import Recipe
+
+# Process 0 takes longer over its evaluation than the processes' group waits, as over a large network's on one processor
+PATIENT = """
+import atexit, datetime, sys, time
+import torch.distributed as dist
+import trainings
+from csglib import train
+from csglib.data import Images
+
+atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
+init = dist.init_process_group
+dist.init_process_group = lambda *a, **k: init(*a, timeout=datetime.timedelta(seconds=12), **k)
+finish, read_out = train.finish, train.read_out
+
+def slow(*args):
+    time.sleep(18)
+    finish(*args)
+
+def watched(net, gate, images, *rest, **more):
+    sys.stdout.write(f"evaluates {len(images)}" + chr(10))  # in one piece, as two processes write
+    sys.stdout.flush()
+    return read_out(net, gate, images, *rest, **more)
+
+train.finish, train.read_out = slow, watched
+trainings.prepare()
+trainings.once(trainings.Path(sys.argv[1]))
+"""
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    where = Path(trainings.__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(where.parent), str(where)])}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_the_others_wait_for_process_0_share_its_evaluation_and_leave_in_order(tmp_path):
+    script = tmp_path / "patient.py"
+    script.write_text(PATIENT)
+    done = torchrun(str(script), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    epochs = trainings.RECIPE.epochs
+    assert told.count("evaluates 50") == 2 * epochs  # half of the 100 test images, each process in each epoch
+    assert told.count("evaluates 100") == 1  # for the readout
+    assert told.count("left") == 2 and "still there" not in told
+    assert runs.read(tmp_path / "out").metrics
+
+
+def test_where_process_0_refuses_all_stop_at_once_with_its_sentence(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("")
+    done = torchrun(trainings.__file__, str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert done.stderr.count("csglib.Problem: " + str(tmp_path / "out") + " exists and is not a run") == 2
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "precious"]
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "unused"),
+    [
+        ("csg", {"cycle": "sg"}, True),
+        ("csg", {"cycle": "g", "epochs": 2}, True),  # the last epoch is standard
+        ("joint", {}, False),
+        ("fixed", {}, False),  # its gate learns nothing
+        ("standard", {}, False),
+    ],
+)
+def test_gradients_are_looked_for_only_where_an_epoch_leaves_some_out(method, fields, unused, tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(distributed, "wrapped", lambda loss, unused: asked.append(unused) or loss)
+    recipe = Recipe(dataset="tiny", method=method, **({"epochs": 3} | fields), batch_size=64, precision="float32")
+    m, net, gate = train.build(recipe, 10)
+    Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), tiny.train)
+    assert asked == [unused]
+
+
+def test_a_mean_over_processes_weighs_their_images(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    shares = [distributed.share(10)]
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share(10))
+    values = torch.arange(10.0)
+    parts = [values[s] for s in shares[1:]]
+    assert sorted(torch.cat(parts).tolist()) == values.tolist()
+    assert distributed.share(2) == slice(None)  # too few to share: each evaluates them all
+
+    totals = []
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda total, group: totals.append(total.clone()))
+    for p in parts:
+        distributed.mean(p.mean().item(), len(p))
+    summed = torch.stack(totals).sum(0)
+    assert (summed[0] / summed[1]).item() == pytest.approx(values.mean().item())
