@@ -53,7 +53,7 @@ class Recipe:
     gate_lr: float = 0.1  # learning rate of the gate's SGD, constant
     gate_momentum: float = 0.9  # of the gate's SGD
     gate_penalty: float = 5e-3  # lambda2, weight of the hinge ReLU(||G||_1 - g)
-    gate_density: float = 0.1  # g / (CK), where the hinge ends; at least 1/C
+    gate_density: float = 0.1  # g / (CK), where the hinge ends; at least 1/C, which 0.1 also means below ten classes
     gate_projection: str = "max"  # after a step: max, divide by each filter's maximum and clip | clip, only to [0, 1]
     fixed_gate: str = "random"  # of method fixed: random, equal shares of filters | shuffled, rows dealt to the wrong images
     picnn_weight: float = 2.0  # lambda of PICNN's interpretation loss
@@ -106,6 +106,11 @@ class Recipe:
         ):
             if not ok:
                 raise Problem(f"{name} {getattr(self, name)!r} is out of range: {remedy}")
+
+    def density(self, num_classes: int) -> float:
+        """gate_density for so many classes: the default is one class a filter of ten, and so 1/C where there are fewer."""
+        default = self.gate_density == Recipe.gate_density
+        return max(self.gate_density, 1 / num_classes) if default else self.gate_density
 
     def changed(self) -> dict:
         """The fields that differ from their defaults."""
@@ -163,6 +168,14 @@ class Readout:
     bias: Float[Tensor, " C"]
     gate: Float[Tensor, "C K"] | None = None  # none for methods without
     gates: Float[Tensor, "T C K"] | None = None  # the gate after each gated epoch, oldest first
+
+    def __post_init__(self):
+        N, (C, K) = len(self.features), self.weight.shape
+        expected = {"features": (N, K), "labels": (N,), "weight": (C, K), "bias": (C,), "gate": (C, K)}
+        for name, shape in expected.items():
+            t = getattr(self, name)
+            if t is not None and tuple(t.shape) != shape:
+                raise Problem(f"{name} of a readout has shape {tuple(t.shape)}, where the others need {shape}: correct it")
 
     @cached_property
     def logits(self) -> Float[Tensor, "N C"]:

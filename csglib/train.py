@@ -84,6 +84,7 @@ def training(recipe: Recipe, out: Path, device: torch.device, every: int) -> Gen
         raise Problem("loop fast needs a C++ compiler, and there is none: install g++, or leave --loop out")
     dataset = load(recipe)
     m, net, gate = build(recipe, len(dataset.classes))
+    nets.check_fits(net, recipe.net, dataset.train.images)
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
     device = distributed.join(recipe, device)
@@ -129,6 +130,8 @@ def go_on(recipe, reason, m, out: Path, folder: Path, dataset: Dataset, net, gat
     steps = len(dataset.train) // recipe.batch_size
     hidden = bool(os.environ.get("TQDM_DISABLE")) or not leads  # tqdm itself reads it in a terminal, but not in a notebook
     print(f"{recipe.name}: {device}, {recipe.precision} ({reason})", file=sys.stderr)
+    if "gate_density" in m.options and (bound := recipe.density(net.num_classes)) != recipe.gate_density:
+        print(f"{recipe.name}: gate_density {bound:.4g}, the least of {net.num_classes} classes", file=sys.stderr)
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
             path = m.path(recipe, epoch)
