@@ -33,7 +33,7 @@ def mutual_information(
     Without ties k_i = k, which is the published estimator.  Ties (ReLU's exact zeros above all) need a rule:
     scikit-learn adds random noise of relative size 1e-10; here k_i is counted, and where d = 0 both counts run over all
     samples equal to i.  An atom then contributes its plug-in information, the mean over the noise, without the noise.
-    A class with fewer than two samples, or all of them, has information 0.
+    A class with fewer than two samples, or all of them, has information 0, and so has a constant filter, exactly.
 
     The estimate of a filter that tells a class perfectly exceeds the class's entropy H(p) by up to 1.5 / N: this bias is the
     published estimator's.  Raises Problem for features that are not finite, and for labels that are not one a row, whole
@@ -55,7 +55,8 @@ def mutual_information(
             parts.append(torch.stack([class_terms(x, y == c, int(n), k, psi) for c, n in enumerate(sizes)]))
     n = sizes.double()[:, None]
     information = psi[N] + (torch.cat(parts, 1) - n * torch.digamma(n) - (N - n) * torch.digamma(N - n)) / N
-    return torch.where((n >= 2) & (n <= N - 2), information, 0).clamp(min=0)
+    told = (n >= 2) & (n <= N - 2) & (features.amin(0) < features.amax(0))  # of the rest rounding would leave 1e-16
+    return torch.where(told, information, 0).clamp(min=0)
 
 
 def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> None:
