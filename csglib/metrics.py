@@ -96,7 +96,7 @@ def evaluate(readout: Readout) -> dict[str, float | None]:
     """
     C, labels = len(readout.bias), readout.labels
     check_samples(readout.features, labels, C)
-    check_finite("head and gate", *(t for t in readout.tensors().values() if t.is_floating_point()))
+    check_finite("head, gate or logits", readout.logits, *(t for t in readout.tensors().values() if t.is_floating_point()))
     told = mutual_information(readout.features, labels, C)
     by_chance = mutual_information(readout.features, shuffled(labels), C)
     values = {

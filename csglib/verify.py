@@ -30,11 +30,16 @@ def verify(run: Run) -> str:
     told = ["digests", "finite weights", "history", "metrics", *check_metrics(run)]
     if check_measured(run):
         told.append("what tools measured")
-    known = images_of(run)
-    if isinstance(known, str):
-        return f"verified: {', '.join(told)}; readout not recomputed, {known}"
-    check_readout(run, *known)
-    return f"verified: {', '.join(told)}; readout recomputed on {len(known[1]):,} of {len(run.readout.labels):,} test images"
+    N, known = len(run.readout.labels), images_of(run)
+    readout = f"not recomputed, {known}" if isinstance(known, str) else f"recomputed on {len(known[1]):,} of {N:,} test images"
+    if not isinstance(known, str):
+        check_readout(run, *known)
+    if runs.drifted(run.history, run.metrics, N):
+        raise Problem(
+            f"{run.path / 'metrics.json'} says accuracy {run.metrics['accuracy']}, the last epoch in history.jsonl "
+            f"{run.history[-1]['test_accuracy']}: {AGAIN}"
+        )
+    return f"verified: {', '.join(told)}; readout {readout}"
 
 
 def check_history(run: Run) -> None:
@@ -56,11 +61,6 @@ def check_metrics(run: Run) -> list[str]:
     is compared with that, and where it makes a difference the value by each class's own entropy is told.
     """
     again, N = metrics.evaluate(run.readout), len(run.readout.labels)
-    if runs.drifted(run.history, run.metrics, N):
-        raise Problem(
-            f"{run.path / 'metrics.json'} says accuracy {run.metrics['accuracy']}, the last epoch in history.jsonl "
-            f"{run.history[-1]['test_accuracy']}: {AGAIN}"
-        )
     notes = []
     if "mis_null_normalised" not in run.metrics:
         own, again["mis_normalised"] = again["mis_normalised"], again["mis"] / entropy(1 / len(run.readout.bias))
