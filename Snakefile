@@ -44,7 +44,7 @@ except OSError as error:
 
 CODE = [
     f"csglib/{name}.py"
-    for name in ("gate", "information", "measured", "metrics", "nets", "runs", "sweep", "templates", "train", "verify")
+    for name in ("cut", "gate", "information", "measured", "metrics", "nets", "runs", "sweep", "templates", "train", "verify")
 ]
 MEASURED = [str(p) for p in Path("data/measured").glob("*.json")]
 
