@@ -149,7 +149,7 @@ MEASURED["scaling"] = sealed(
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
 
 READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
-    "features": (torch.uint16, "NK"),
+    "features": (torch.uint16, "NK"),  # or float32, without the two that follow
     "low": (torch.float32, "K"),
     "span": (torch.float32, "K"),
     "labels": (torch.int16, "N"),
@@ -163,9 +163,13 @@ READOUT = {  # as stored: number format and shape; N images, C classes, K filter
 def check_readout(stored: dict[str, Tensor], source: Path, remedy: str) -> dict[str, Tensor]:
     """The tensors of a readout, if they are all there, of one set of sizes, finite, and the labels are classes."""
     sizes: dict[str, int] = {}
-    for name, (dtype, letters) in READOUT.items():
+    expected, optional = dict(READOUT), ["gate", "gates"]
+    if "features" in stored and stored["features"].dtype == torch.float32 and not {"low", "span"} & set(stored):
+        expected |= {"features": (torch.float32, "NK")}
+        optional += ["low", "span"]
+    for name, (dtype, letters) in expected.items():
         if name not in stored:
-            if name in ("gate", "gates"):
+            if name in optional:
                 continue
             raise Problem(f"{source} has no {name}: {remedy}")
         t = stored[name]
