@@ -54,9 +54,9 @@ PROVENANCE = record(
     rest=PLAIN,
 )
 METRICS = record(
-    {name: SHARE for name in ("accuracy", "l1_density", "sharpness", "acc1", "acc2", "acc3", "mis_null_normalised")}
+    {name: SHARE for name in ("accuracy", "l1_density", "sharpness", "acc1", "acc2", "acc3", "null_normalised")}
     | dict.fromkeys(("mis", "mis_null", "mis_normalised"), COUNT),  # of old runs the last may exceed 1
-    optional=("sharpness", "mis_null_normalised"),
+    optional=("sharpness", "null_normalised"),
     rest={"type": ["number", "null"]},
 )
 ROW = record(

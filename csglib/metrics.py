@@ -104,7 +104,7 @@ def evaluate(readout: Readout) -> dict[str, float | None]:
         "mis": told.amax(0).mean().item(),
         "mis_null": by_chance.amax(0).mean().item(),
         "mis_normalised": normalised(told, labels),
-        "mis_null_normalised": normalised(by_chance, shuffled(labels)),
+        "null_normalised": normalised(by_chance, shuffled(labels)),
         "l1_density": None,
         "sharpness": None,
         "acc1": accuracy(readout.logits, readout.labels),

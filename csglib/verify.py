@@ -57,12 +57,12 @@ def check_history(run: Run) -> None:
 def check_metrics(run: Run) -> list[str]:
     """What this csglib computes is what is published; of accuracies one image may differ with the order of a sum.
 
-    Runs without mis_null_normalised were written when mis_normalised was divided by H(1/C) whatever the classes' sizes: theirs
+    Runs without null_normalised were written when mis_normalised was divided by H(1/C) whatever the classes' sizes: theirs
     is compared with that, and where it makes a difference the value by each class's own entropy is told.
     """
     again, N = metrics.evaluate(run.readout), len(run.readout.labels)
     notes = []
-    if "mis_null_normalised" not in run.metrics:
+    if "null_normalised" not in run.metrics:
         own, again["mis_normalised"] = again["mis_normalised"], again["mis"] / entropy(1 / len(run.readout.bias))
         if abs(own - again["mis_normalised"]) > 1e-6:
             notes = [f"mis_normalised as MIS / H(1/C), which is {own:.4f} by each class's own entropy"]

@@ -111,7 +111,7 @@ def test_the_normalised_score_is_a_share_of_the_entropy_of_one_class_in_c():
     readout = Readout(features, labels, torch.zeros(4, 5), torch.zeros(4))
     values = metrics.evaluate(readout)
     assert values["mis_normalised"] == pytest.approx(values["mis"] / -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
-    assert 0 < values["mis_null_normalised"] < 0.1 < values["mis_normalised"]
+    assert 0 < values["null_normalised"] < 0.1 < values["mis_normalised"]
 
 
 # 2.11 with one class of half of the images where the entropy of one class in C is what divides
