@@ -20,4 +20,10 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> None:
         raise Problem(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
 
 
-from csglib.nets import gated  # noqa: E402  (nets needs Problem)
+def check_finite(what: str, *tensors) -> None:
+    """Refuse NaN and infinity: what is computed from them looks like a number."""
+    if not all(t.isfinite().all() for t in tensors):
+        raise Problem(f"{what} hold NaN or infinity, of which nothing can be measured: look for their origin first")
+
+
+from csglib.cut import gated  # noqa: E402  (it needs Problem)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from csglib import Problem, check_name
-from csglib.nets import Split
+from csglib import Problem, check_finite, check_name
+from csglib.nets import Split, differentiable
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,17 @@ def attack(
     name: str,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "N 3 H W"]:
-    """Images changed so that the network's cross entropy on their labels rises.  The network should be in eval mode."""
+    """Images changed so that the network's cross entropy on their labels rises.
+
+    The network is attacked in eval mode, and left in the mode it was in.
+    """
     check_name("attack", name, ATTACKS)
-    return ascend(net, images, lambda x: -F.cross_entropy(net(x), labels, reduction="none"), ATTACKS[name], generator)
+    check_split(net)
+    if labels.shape != images.shape[:1] or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < net.num_classes):
+        raise Problem(f"attacks need one label an image, from 0 to {net.num_classes - 1}: these are {tuple(labels.shape)}")
+    with torch.inference_mode(False):
+        y = labels.clone()  # what was made in inference mode takes no part in a gradient
+    return ascend(net, images, lambda x: -F.cross_entropy(net(x), y, reduction="none"), ATTACKS[name], generator)
 
 
 def match(
@@ -58,31 +66,45 @@ def match(
 
     Who knows that the detector reads the features leaves it nothing to read (after Sabour et al. 2016).
     """
-    return ascend(net, images, lambda x: ((net.pooled(x) - features) ** 2).sum(1), how)
+    check_split(net)
+    if features.shape != (len(images), net.num_filters):
+        raise Problem(f"features of shape {tuple(features.shape)} do not belong to {len(images)} images: give a row for each")
+    with torch.inference_mode(False):
+        target = features.detach().clone()
+    return ascend(net, images, lambda x: ((net.pooled(x) - target) ** 2).sum(1), how)
 
 
 def ascend(
     net: nn.Module, images: Float[Tensor, "N 3 H W"], loss: Callable[[Tensor], Tensor], how: Attack, generator=None
 ) -> Float[Tensor, "N 3 H W"]:
     """Descend the per-sample loss by signed steps, each image for itself, so that batches do not matter."""
+    check_split(net)
+    if not images.is_floating_point() or not images.numel():
+        raise Problem(f"attacks need pixels in [0, 1], not {images.dtype} of shape {tuple(images.shape)}: divide bytes by 255")
+    low, high = images.amin().item(), images.amax().item()
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise Problem(f"attacks need pixels in [0, 1], and these lie in [{low:g}, {high:g}]: undo their normalisation first")
+    with differentiable(net):
+        images = images.detach().clone()
+        least, most = (images - how.eps).clamp(min=0), (images + how.eps).clamp(max=1)
+        x = images
+        if how.random_start:
+            noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+            x = (images + how.eps * (2 * noise - 1)).clamp(least, most)
+        memory = torch.zeros_like(images)
+        for _ in range(how.steps):
+            x = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(loss(x).sum(), x)
+            check_finite("gradients of the loss in the pixels", gradient)
+            size = gradient.abs().sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
+            memory = how.decay * memory + gradient / size
+            x = (x.detach() - how.step * memory.sign()).clamp(least, most)
+    return x
+
+
+def check_split(net: nn.Module) -> None:
     if not isinstance(net, Split):
         raise Problem("attacks need a network that takes pixels in [0, 1] and normalises them itself: use csglib.gated")
-    low, high = images.amin().item(), images.amax().item()
-    if low < 0 or high > 1:
-        raise Problem(f"attacks need pixels in [0, 1], and these lie in [{low:g}, {high:g}]: undo their normalisation first")
-    least, most = (images - how.eps).clamp(min=0), (images + how.eps).clamp(max=1)
-    x = images
-    if how.random_start:
-        noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
-        x = (images + how.eps * (2 * noise - 1)).clamp(least, most)
-    memory = torch.zeros_like(images)
-    for _ in range(how.steps):
-        x = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(x).sum(), x)
-        size = gradient.abs().sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
-        memory = how.decay * memory + gradient / size
-        x = (x.detach() - how.step * memory.sign()).clamp(least, most)
-    return x
 
 
 def detection_errors(
@@ -95,6 +117,11 @@ def detection_errors(
     """
     from sklearn.ensemble import RandomForestClassifier
 
+    if natural.shape != adversarial.shape:
+        raise Problem(
+            f"{tuple(natural.shape)} natural and {tuple(adversarial.shape)} adversarial features: give the same images"
+        )
+    check_finite("features", natural, adversarial)
     N, half = len(natural), size // 2
     if N - half < 50:
         raise Problem(f"{size} training samples take {half} images and leave fewer than 50 of {N} for tests: use more images")

@@ -147,7 +147,8 @@ def list_runs(folder: Positional[Path] = PUBLISHED) -> None:
 
 
 def verify(folders: Positional[tuple[Path, ...]]) -> None:
-    """Recompute what runs say of themselves: digests, metrics from the readout, the readout from the weights where images are.
+    """Recompute what runs say of themselves, and tell what that was: digests, metrics from the readout, the readout from the
+    weights where images are.
 
     Args:
         folders: Run folders.
@@ -156,8 +157,7 @@ def verify(folders: Positional[tuple[Path, ...]]) -> None:
     from csglib.verify import verify
 
     for folder in folders:
-        verify(runs.read(folder))
-        print(f"{folder}: verified")
+        print(f"{folder}: {verify(runs.read(folder))}")
 
 
 def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = Path("build/results.json")) -> None:

@@ -204,7 +204,7 @@ def one_filter(run: Run, classes: tuple[str, ...], images: Images, n: int = 2000
     place = {int(i): j for j, i in enumerate(shown)}
     gate = normalised_means(run) if r.gate is None else r.gate
     data = gated_data({"": (run, gate)}, classes, n) | {
-        "means": metrics.class_means(r).numpy().astype(np.float32),
+        "means": metrics.class_means(r).nan_to_num().numpy().astype(np.float32),
         "best": np.array([[place[int(i)] for i in row] for row in best], dtype=np.uint16),
         "of": images.labels[shown].tolist(),
         "sprite": sprite(images.images[shown]),
@@ -220,5 +220,5 @@ def one_filter(run: Run, classes: tuple[str, ...], images: Images, n: int = 2000
 
 def normalised_means(run: Run) -> torch.Tensor:
     """Mean activation by class, each filter divided by its largest: a matrix like a gate for a network that has none."""
-    means = metrics.class_means(run.readout)
+    means = metrics.class_means(run.readout).nan_to_num()
     return means / means.amax(0).clamp(min=1e-12)

@@ -234,7 +234,7 @@ def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
     fig, axes = plt.subplots(len(runs), 1, figsize=(6.4, 1.9 * len(runs)), squeeze=False, layout="constrained")
     for ax, (name, run) in zip(axes[:, 0], runs.items(), strict=True):
         mean = metrics.class_means(run.readout)
-        im = draw_matrix(ax, mean[:, metrics.owners(run.readout).argsort(stable=True)], mean.max().item())
+        im = draw_matrix(ax, mean[:, metrics.owners(run.readout).argsort(stable=True)], mean.nan_to_num().max().item())
         ax.set_title(f"{name}: {metrics.own_share(run.readout):.0%} of a centre lies in the class's own filters", loc="left")
         ax.set_yticks(range(len(classes)), classes, fontsize=6)
         fig.colorbar(im, ax=ax, label="mean activation")

@@ -56,9 +56,9 @@ PROVENANCE = record(
     rest=PLAIN,
 )
 METRICS = record(
-    {name: SHARE for name in ("accuracy", "l1_density", "sharpness", "acc1", "acc2", "acc3")}
-    | dict.fromkeys(("mis", "mis_null", "mis_normalised"), COUNT),
-    optional=("sharpness",),
+    {name: SHARE for name in ("accuracy", "l1_density", "sharpness", "acc1", "acc2", "acc3", "null_normalised")}
+    | dict.fromkeys(("mis", "mis_null", "mis_normalised"), COUNT),  # of old runs the last may exceed 1
+    optional=("sharpness", "null_normalised"),
     rest={"type": ["number", "null"]},
 )
 ROW = record(
@@ -163,7 +163,7 @@ MEASURED["first-verdicts"] = sealed(
 )
 
 READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
-    "features": (torch.uint16, "NK"),
+    "features": (torch.uint16, "NK"),  # or float32, without the two that follow
     "low": (torch.float32, "K"),
     "span": (torch.float32, "K"),
     "labels": (torch.int16, "N"),
@@ -177,9 +177,13 @@ READOUT = {  # as stored: number format and shape; N images, C classes, K filter
 def check_readout(stored: dict[str, Tensor], source: Path, remedy: str) -> dict[str, Tensor]:
     """The tensors of a readout, if they are all there, of one set of sizes, finite, and the labels are classes."""
     sizes: dict[str, int] = {}
-    for name, (dtype, letters) in READOUT.items():
+    expected, optional = dict(READOUT), ["gate", "gates"]
+    if "features" in stored and stored["features"].dtype == torch.float32 and not {"low", "span"} & set(stored):
+        expected |= {"features": (torch.float32, "NK")}
+        optional += ["low", "span"]
+    for name, (dtype, letters) in expected.items():
         if name not in stored:
-            if name in ("gate", "gates"):
+            if name in optional:
                 continue
             raise Problem(f"{source} has no {name}: {remedy}")
         t = stored[name]

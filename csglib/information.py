@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, get_num_threads
 
+from csglib import Problem, check_finite
+
 try:
     from csglib import sweep
 except (ImportError, RuntimeError):  # no numba here, or no folder where it may keep what it compiles
@@ -31,8 +33,15 @@ def mutual_information(
     Without ties k_i = k, which is the published estimator.  Ties (ReLU's exact zeros above all) need a rule:
     scikit-learn adds random noise of relative size 1e-10; here k_i is counted, and where d = 0 both counts run over all
     samples equal to i.  An atom then contributes its plug-in information, the mean over the noise, without the noise.
-    A class with fewer than two samples, or all of them, has information 0.
+    A class with fewer than two samples, or all of them, has information 0, and so has a constant filter, exactly.
+
+    The estimate of a filter that tells a class perfectly exceeds the class's entropy H(p) by up to 1.5 / N: this bias is the
+    published estimator's.  Raises Problem for features that are not finite, and for labels that are not one a row, whole
+    numbers from 0 to num_classes - 1.
     """
+    check_samples(features, labels, num_classes)
+    if k < 1:
+        raise Problem(f"{k} neighbours cannot be: use 3, as the paper's code does")
     N, K = features.shape
     psi = digamma_table(N, features.device)
     sizes = torch.bincount(labels, minlength=num_classes)[:num_classes]
@@ -46,7 +55,25 @@ def mutual_information(
             parts.append(torch.stack([class_terms(x, y == c, int(n), k, psi) for c, n in enumerate(sizes)]))
     n = sizes.double()[:, None]
     information = psi[N] + (torch.cat(parts, 1) - n * torch.digamma(n) - (N - n) * torch.digamma(N - n)) / N
-    return torch.where((n >= 2) & (n <= N - 2), information, 0).clamp(min=0)
+    told = (n >= 2) & (n <= N - 2) & (features.amin(0) < features.amax(0))  # of the rest rounding would leave 1e-16
+    return torch.where(told, information, 0).clamp(min=0)
+
+
+def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse what is not a row of finite features and the label of a class for each sample."""
+    if features.ndim != 2 or labels.ndim != 1 or len(features) != len(labels) or not features.numel():
+        raise Problem(
+            f"features of shape {tuple(features.shape)} and labels of shape {tuple(labels.shape)} are not N x K and N: give a "
+            "row of features and a label for each image"
+        )
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise Problem(f"labels should be whole numbers, not {labels.dtype}: number the classes from 0")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise Problem(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, and {num_classes} classes have 0 to "
+            f"{num_classes - 1}: number the classes from 0, or say how many there are"
+        )
+    check_finite("features", features)
 
 
 def class_terms(x: Float[Tensor, "K N"], member: Bool[Tensor, "K N"], n: int, k: int, psi: Tensor) -> Float[Tensor, " K"]:

@@ -1,9 +1,11 @@
 """Where a network looks: heat maps of classes and of filters, and how well they agree with boxes or masks of the object.
 
-Definitions after CSG's released code (CAM, ActivMap, GradMap) and Choe et al., CVPR 2020 (MaxBoxAcc).
+Definitions after CSG's released code (CAM, ActivMap, GradMap) and Choe et al., CVPR 2020 (MaxBoxAcc).  A heat map with NaN or
+infinity is refused.  One that is constant points nowhere: it has no score, NaN, is left out of means, and a warning counts it.
 """
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -11,9 +13,35 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from csglib import Problem, check_finite
+from csglib.nets import differentiable
+
+
+def check_alike(*tensors: Tensor, dims: int = 1) -> None:
+    """Refuse what is not of the same images: torch would repeat a single one for all others."""
+    shapes = {tuple(t.shape[:dims]) for t in tensors}
+    if len(shapes) > 1:
+        raise Problem(
+            f"what belongs together has different sizes, {' and '.join(map(str, sorted(shapes)))}: give one per image"
+        )
+
+
+def flat(heat: Float[Tensor, "N H W"]) -> Bool[Tensor, " N"]:
+    """Which heat maps are constant."""
+    check_finite("heat maps", heat)
+    found = heat.amax((1, 2)) == heat.amin((1, 2))
+    if n := int(found.sum()):
+        warnings.warn(f"{n} of {len(heat)} heat maps are constant and point nowhere: they are left out", stacklevel=3)
+    return found
+
 
 def cam(maps: Float[Tensor, "N K h w"], weight: Float[Tensor, "C K"], classes: Int[Tensor, " N"]) -> Float[Tensor, "N h w"]:
     """Class activation map: the filters' maps, weighted by the head's row of each image's class."""
+    check_alike(maps, classes)
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(weight):
+        raise Problem(
+            f"classes run from {int(classes.min())} to {int(classes.max())}, and the head has {len(weight)}: correct them"
+        )
     return torch.einsum("nkhw,nk->nhw", maps, weight[classes])
 
 
@@ -24,6 +52,7 @@ def enlarge(heat: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor
 
 def hottest(heat: Float[Tensor, "N H W"], share: float) -> Bool[Tensor, "N H W"]:
     """Each image's hottest share of pixels, exactly that many; of equals the first."""
+    check_finite("heat maps", heat)
     count = max(1, round(share * heat[0].numel()))
     flat = heat.flatten(1)
     chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
@@ -36,10 +65,11 @@ def filter_thresholds(maps: Float[Tensor, "N K h w"], share: float = 0.3, firing
     It is 0 for a filter that fires in fewer places.  Then T_k marks every pixel of every image, so report how many there are.
     With `firing` the share is of the places where the filter fires; a filter that never does marks nothing.
     """
-    flat = maps.transpose(0, 1).flatten(1).sort(dim=1, descending=True).values
-    places = (flat > 0).sum(1) if firing else torch.full_like(flat[:, 0], flat.shape[1], dtype=torch.long)
+    check_finite("maps", maps)
+    values = maps.transpose(0, 1).flatten(1).sort(dim=1, descending=True).values
+    places = (values > 0).sum(1) if firing else torch.full_like(values[:, 0], values.shape[1], dtype=torch.long)
     count = (share * places).long().clamp(min=1)
-    T = flat.gather(1, count[:, None] - 1)[:, 0]
+    T = values.gather(1, count[:, None] - 1)[:, 0]
     return torch.where(places > 0, T, math.inf)
 
 
@@ -47,6 +77,7 @@ def activation_masks(
     maps: Float[Tensor, "N h w"], threshold: Float[Tensor, ""], size: tuple[int, int]
 ) -> Bool[Tensor, "N H W"]:
     """Where one filter's enlarged map reaches its threshold: everywhere if that is 0, since no activation is less."""
+    check_finite("maps", maps)
     if threshold <= 0:
         return torch.ones(len(maps), *size, dtype=torch.bool, device=maps.device)
     return enlarge(maps, size) >= threshold
@@ -56,23 +87,26 @@ def gradmap(net: nn.Module, images: Float[Tensor, "N 3 H W"], filters: Int[Tenso
     """How strongly each pixel moves the mean activation of a filter: the gradient's norm over colours, smoothed.
 
     Divided by its root mean square over the image, then blurred with a Gaussian of 30 pixels' deviation and 61 pixels' width;
-    the released code takes what exceeds 1.
+    the released code takes what exceeds 1.  Of a filter that no pixel moves the map is 0.  The network is in eval mode here.
     """
     from torchvision.transforms.functional import gaussian_blur
 
-    x = images.detach().requires_grad_(True)
-    a = net.pooled(x)  # (N, K)
     rows = []
-    for i, k in enumerate(filters.tolist()):
-        (gradient,) = torch.autograd.grad(a[:, k].sum(), x, retain_graph=i + 1 < len(filters))
-        heat = gradient.norm(dim=1)
-        rms = heat.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
-        rows.append(gaussian_blur(heat / rms, [61, 61], [30.0, 30.0]))
+    with differentiable(net):
+        x = images.detach().clone().requires_grad_(True)
+        a = net.pooled(x)  # (N, K)
+        for i, k in enumerate(filters.tolist()):
+            (gradient,) = torch.autograd.grad(a[:, k].sum(), x, retain_graph=i + 1 < len(filters))
+            check_finite(f"gradients of filter {k}", gradient)
+            heat = gradient.norm(dim=1)
+            rms = heat.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
+            rows.append(gaussian_blur(heat / rms, [61, 61], [30.0, 30.0]))
     return torch.stack(rows)
 
 
 def box_masks(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> Bool[Tensor, "N H W"]:
     """The pixels whose centres lie in the box (left, top, right, bottom)."""
+    check_finite("boxes", boxes)
     y, x = (torch.arange(n, device=boxes.device) + 0.5 for n in size)
     left, top, right, bottom = boxes.T[:, :, None]
     return ((y > top) & (y < bottom))[:, :, None] & ((x > left) & (x < right))[:, None, :]
@@ -80,6 +114,7 @@ def box_masks(boxes: Float[Tensor, "N 4"], size: tuple[int, int]) -> Bool[Tensor
 
 def iou(a: Bool[Tensor, "N H W"], b: Bool[Tensor, "N H W"]) -> Float[Tensor, " N"]:
     """Intersection over union of each pair of masks; 0 of two empty ones."""
+    check_alike(a, b, dims=3)
     first, second = a.flatten(1).float(), b.flatten(1).float()  # counts below 2^24 are exact, and float sums ten times faster
     both = torch.linalg.vecdot(first, second)
     return both / (first.sum(1) + second.sum(1) - both).clamp(min=1)
@@ -91,11 +126,16 @@ def max_box_accuracy(
     """At each threshold from 0 to 1, the share of images whose largest hot region's box meets the object's.
 
     Each heat map is first scaled to [0, 1].  Its maximum over thresholds is MaxBoxAcc; choose the threshold on other images.
+    Of images whose heat map is not constant; NaN if there is none.
     """
     from scipy.ndimage import find_objects, label
 
+    check_alike(heat, boxes)
+    check_finite("boxes", boxes)
+    told = ~flat(heat)
+    heat, boxes = heat[told], boxes[told]
     low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
-    scaled = ((heat - low) / (high - low).clamp(min=1e-12)).cpu().numpy()
+    scaled = ((heat - low) / (high - low)).cpu().numpy()
     hits = torch.zeros(thresholds)
     for picture, (left, top, right, bottom) in zip(scaled, boxes.tolist(), strict=True):
         for t in range(thresholds):
@@ -108,7 +148,7 @@ def max_box_accuracy(
             both = height * max(0.0, min(right, columns.stop) - max(left, columns.start))
             area = (rows.stop - rows.start) * (columns.stop - columns.start)
             hits[t] += both >= overlap * (area + (right - left) * (bottom - top) - both)
-    return hits / len(heat)
+    return hits / len(heat)  # 0 / 0 is NaN
 
 
 # Scores of one network on one set of objects; thresholds and classes of filters are fitted on the training objects.
@@ -125,13 +165,13 @@ def cam_scores(
 
     `box_accuracy` has the threshold that was best on the training objects, `max_box_accuracy` the best of all on these.
     """
-    overlap = iou(hottest(test, 0.3), masks)
-    curve = max_box_accuracy(test, boxes)
-    chosen = int(max_box_accuracy(train, train_boxes).argmax())
+    told = ~flat(test)
+    overlap = iou(hottest(test, 0.3), masks)[told]
+    curve, fitted = max_box_accuracy(test, boxes), max_box_accuracy(train, train_boxes)
     return {
         "iou": overlap.mean().item(),
         "ap30": (overlap > 0.3).double().mean().item(),
-        "box_accuracy": curve[chosen].item(),
+        "box_accuracy": curve[fitted.argmax()].item() if fitted.isfinite().all() else math.nan,
         "max_box_accuracy": curve.max().item(),
     }
 
@@ -149,8 +189,12 @@ def activation_scores(
     """ActivMap: a filter belongs to the class in whose images it most often exceeds an IoU of 0.3; its IoU in these images.
 
     Of classes where it does equally often, that with the largest mean IoU.  Means over filters; `filters` counts those of each
-    class, `zero_thresholds` is the share of filters whose threshold is 0 and which therefore mark whole images.
+    class, `zero_thresholds` is the share of filters whose threshold is 0 and which therefore mark whole images.  A filter that
+    is the same above 0 everywhere has no scores.
     """
+    check_alike(train, train_labels, train_masks)
+    check_alike(test, labels, masks)
+    constant = (train.amin((0, 2, 3)) == train.amax((0, 2, 3))) & (train.amax((0, 2, 3)) > 0)
     T = filter_thresholds(train, firing=firing)
     size = masks.shape[1:]
     counts, overlaps, hits = [0] * num_classes, [], []
@@ -162,6 +206,8 @@ def activation_scores(
         here = labels == own
         overlap = iou(activation_masks(test[here, k], T[k], size), masks[here])
         counts[own] += 1
+        if constant[k]:
+            continue
         overlaps.append(overlap.mean().item())
         hits.append((overlap > 0.3).double().mean().item())
     return {
@@ -182,6 +228,8 @@ def gradient_scores(
     batch: int = 50,
 ) -> dict[str, float]:
     """GradMap: for each image the mean IoU over the filters that its class excites most (means of the training objects)."""
+    check_alike(images, labels, masks)
+    check_finite("means", means[labels.unique()])
     found = torch.zeros(len(labels))
     for c in labels.unique().tolist():
         best = means[c].topk(min(filters, means.shape[1])).indices

@@ -51,7 +51,7 @@ def cross_entropy(recipe, epoch, net, gate, images, labels):
 
 
 def class_gate(recipe: Recipe, net: Split) -> ClassGate:
-    density_bound(recipe.gate_density, net.num_classes, net.num_filters)  # refuses a bound below 1/C
+    density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters)  # refuses a bound below 1/C
     if all(alternate(recipe, epoch) == "standard" for epoch in range(recipe.epochs)):
         raise Problem(
             f"no epoch would train the gate: {recipe.epochs} epochs, warm-up {recipe.warmup}, cycle {recipe.cycle}, and the "
@@ -77,7 +77,7 @@ def csg_loss(recipe, epoch, net, gate, images, labels):
 
 
 def hinge(recipe: Recipe, net: Split, gate: ClassGate) -> Tensor:
-    return recipe.gate_penalty * gate.penalty(density_bound(recipe.gate_density, net.num_classes, net.num_filters))
+    return recipe.gate_penalty * gate.penalty(density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters))
 
 
 def gate_sgd(recipe: Recipe, gate: ClassGate, on_gpu: bool = False) -> torch.optim.Optimizer:
@@ -94,7 +94,7 @@ def skip_gated(recipe: Recipe, epoch: int) -> str:
 
 
 def joint_gate(recipe: Recipe, net: Split) -> ClassGate:
-    density_bound(recipe.gate_density, net.num_classes, net.num_filters)
+    density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters)
     return ClassGate(net.num_classes, net.num_filters, recipe.gate_start)
 
 

@@ -1,17 +1,19 @@
 """Networks split where the gate sits: `features` gives maps (N, K, H, W), `head` is linear on their spatial mean.
 
 Images enter as floats in [0, 1]; normalisation is the network's first step, so that attacks and saliency work in pixels.
-`resnet20` is built for CIFAR; `gated` cuts any network of torchvision, or one like it, after a layer of its.
+`resnet20` is built for CIFAR; any network of torchvision, or one like it, is cut after a layer of its (cut.py).
 """
 
-import copy
-import math
+import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from csglib import Problem, check_name, files
@@ -57,6 +59,36 @@ class Split(nn.Module):
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
         return self.head(self.pooled(images))
+
+
+@contextmanager
+def differentiable(net: nn.Module) -> Iterator[None]:
+    """Eval mode and gradients, whatever the caller has set; afterwards each module is in the mode that it was in."""
+    modes = {m: m.training for m in net.modules()}
+    net.eval()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
+@torch.no_grad()
+def check_fits(net: Split, name: str, images: UInt8[Tensor, "N 3 H W"]) -> None:
+    """Refuse pictures of a size that the network does not take, before a training starts."""
+    modes = {m: m.training for m in net.modules()}
+    try:
+        net.eval()(images[:1].float() / 255)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        height, width = images.shape[2:]
+        raise Problem(
+            f"{name} does not take pictures of {height} x {width} pixels ({files.short(str(error))}): choose another size, as "
+            "folder:PATH@224 does, or another net"
+        ) from None
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
 
 
 class BasicBlock(nn.Module):
@@ -139,8 +171,7 @@ def build(name: str, num_classes: int, weights: str = "fresh") -> Split:
 
     Raises Problem where there is no network, layer or weights of that name; torchvision downloads its weights.
     """
-    if "@" not in name:
-        check_name("net", name, NETS)
+    if name in NETS:
         if weights == "fresh":
             return NETS[name](num_classes)
         if name not in IMAGENET:
@@ -150,19 +181,47 @@ def build(name: str, num_classes: int, weights: str = "fresh") -> Split:
         return NETS[name](num_classes, IMAGENET[name]())
     import torchvision.models
 
-    family, layer = name.split("@", 1)
-    check_name("network of torchvision", family, torchvision.models.list_models(torchvision.models))
+    from csglib.cut import gated
+
+    family, _, layer = name.partition("@")
+    known = torchvision.models.list_models(torchvision.models)
+    if "@" not in name:
+        example = f"{name}@LAYER, such as {name}@layer4 of a ResNet" if name in known else "NAME@LAYER, such as resnet18@layer4"
+        raise Problem(
+            f"unknown net {name!r}: choose one of {', '.join(NETS)}, or a network of torchvision cut after a layer: {example}"
+        )
+    check_name("network of torchvision", family, known)
+    if weights == "fresh":
+        return gated(torchvision.models.get_model(family, weights=None), layer, num_classes)
+    url = torchvision.models.get_model_weights(family).DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    check_cached(path)
     before = os.environ.get(FORCE, "0")
     os.environ[FORCE] = "1"  # torchvision unpickles what it downloads; this forbids code in it
     try:
-        network = torchvision.models.get_model(family, weights=None if weights == "fresh" else "DEFAULT")
+        network = torchvision.models.get_model(family, weights="DEFAULT")
     except OSError as error:
         raise Problem(
             f"the ImageNet weights of {family} could not be downloaded ({error}): try again, or put the file into torch's cache"
         ) from None
+    except Exception as error:  # a damaged file fails in any way, as one whose name has no digest may
+        raise Problem(
+            f"the ImageNet weights of {family} cannot be read ({files.short(str(error), 60)}): remove {path}, and they are "
+            "downloaded anew"
+        ) from None
     finally:
         os.environ[FORCE] = before
     return gated(network, layer, num_classes)
+
+
+def check_cached(path: Path) -> None:
+    """Compare a file in torch's cache with the digest in its name, as torch does once, when it downloads it."""
+    told = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if not told or not path.is_file():
+        return
+    with path.open("rb") as f:
+        if not hashlib.file_digest(f, "sha256").hexdigest().startswith(told[1]):
+            raise Problem(f"{path} is damaged (its sha256 is not that in its name): remove it, and it is downloaded anew")
 
 
 def freeze(net: Split, thaw: str) -> None:
@@ -177,72 +236,6 @@ def freeze(net: Split, thaw: str) -> None:
             raise Problem(f"no layer to thaw begins with {word!r}: the network has {', '.join(layers)}")
     for name, p in net.features.named_parameters():
         p.requires_grad_(name.startswith(words))
-
-
-def gated(network: nn.Module, layer: str, num_classes: int | None = None, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Split:
-    """Cut a network after a named layer, where a gate can sit: its maps, their spatial mean, a linear head.
-
-    The layer is a module's name or a node's of torch.fx, its output (N, K, H, W), or (N, 1 + HW, K) in a vision transformer,
-    whose class token is left out.  With `num_classes` the head is new; without, it is the network's own, which must be linear
-    on the spatial mean of that layer.  mean and std normalise images in [0, 1].  The network itself stays as it is.
-    """
-    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-
-    names = get_graph_node_names(network, suppress_diff_warning=True)[1]  # of the graph in eval mode
-    if not any(name == layer or name.startswith(layer + ".") for name in names):
-        shown = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
-        raise Problem(f"the network has no layer {layer!r}: it has {', '.join(shown)}, and what these contain")
-    cut = create_feature_extractor(copy.deepcopy(network), {layer: "maps"}, suppress_diff_warning=True)
-    features = nn.Sequential(cut, Maps(layer))
-
-    size = getattr(network, "image_size", 224)  # a vision transformer takes no other
-    device = next(network.parameters()).device
-    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.no_grad():
-        pooled = features.eval()(probe).mean((2, 3))
-    K = pooled.shape[1]
-    features.train(network.training)
-    if num_classes is not None:
-        return Split(features, nn.Linear(K, num_classes), mean, std).to(device)
-    if (head := own_head(network, probe, pooled)) is None:
-        raise Problem(
-            f"the network's own head is not linear on the spatial mean of {layer!r}, and a gate needs that: give num_classes "
-            "for a new head, or name the last layer before the average pooling"
-        )
-    return Split(features, head, mean, std).to(device)
-
-
-@torch.no_grad()
-def own_head(network: nn.Module, probe: Float[Tensor, "1 3 H W"], pooled: Float[Tensor, "1 K"]) -> nn.Linear | None:
-    """The network's last linear layer, if it computes the logits from these features; None if not.
-
-    Tried on a copy with other weights in that layer, as those of a fresh network may be zero.
-    """
-    trial = copy.deepcopy(network).eval()
-    linear = [m for m in trial.modules() if isinstance(m, nn.Linear)][-1:]
-    if not linear or linear[0].in_features != pooled.shape[1]:
-        return None
-    linear[0].weight.normal_()
-    same = torch.allclose(linear[0](pooled), trial(probe), 1e-3, 1e-4)
-    return copy.deepcopy([m for m in network.modules() if isinstance(m, nn.Linear)][-1]) if same else None
-
-
-class Maps(nn.Module):
-    """What a feature extractor gives, as maps; the tokens of a vision transformer as maps of its patches."""
-
-    def __init__(self, layer: str):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, out: dict[str, Tensor]) -> Float[Tensor, "N K h w"]:
-        x = out["maps"]
-        if x.ndim == 3:
-            side = math.isqrt(x.shape[1] - 1)
-            if side * side == x.shape[1] - 1:
-                return x[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        if x.ndim != 4:
-            raise Problem(f"layer {self.layer!r} gives {tuple(x.shape)}, not maps (N, K, H, W): choose an earlier layer")
-        return x
 
 
 def resnet20_of_akamaster(path: Path | str) -> Split:

@@ -89,6 +89,7 @@ def training(recipe: Recipe, out: Path, device: torch.device, every: int, at_onc
         check_compiler(device)
     dataset = load(recipe)
     m, net, gate = build(recipe, len(dataset.classes))
+    nets.check_fits(net, recipe.net, dataset.train.images)
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
     graphs_at_once = at_once > 1 and device.type == "cuda" and recipe.loop == "fast"
@@ -166,6 +167,8 @@ def go_on(recipe, told: dict, m, out: Path, folder: Path, dataset: Dataset, net,
         times = emulation(net, dataset.train.images[:16], recipe.precision)
         slow = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
         print(f"{slow}; --precision float32, with another --out, avoids that", file=sys.stderr)
+    if "gate_density" in m.options and (bound := recipe.density(net.num_classes)) != recipe.gate_density:
+        print(f"{recipe.name}: gate_density {bound:.4g}, the least of {net.num_classes} classes", file=sys.stderr)
     with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
         for epoch in range(len(history), recipe.epochs):
             path = m.path(recipe, epoch)
@@ -247,24 +250,32 @@ def read_out(net: nets.Split, gate: Gate | None, images: Images, precision: str 
 
 
 def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, history) -> None:
-    """Round the weights to float16, read the rounded network out, and write the run: what is published is what was measured.
+    """Round the weights as they are stored, read the rounded network out, and write the run: what is published was measured.
 
-    Of a network that started from ImageNet's weights those are left out that did not change.
+    Of a network that started from ImageNet's weights those are left out that did not change.  Raises Problem, and publishes
+    nothing, where a weight is not finite or the accuracy is not that of the last epoch.
     """
     start = nets.build(recipe.net, len(dataset.classes), "imagenet").state_dict() if recipe.weights == "imagenet" else {}
+    again = f"lower --lr, with a new --out ({runs.part(out)} keeps the training)"
     weights = {}
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             if name in start and torch.equal(tensor.cpu(), start[name]):
                 continue
-            if tensor.is_floating_point():
-                tensor.copy_(tensor.half())
-            stored = tensor.half() if tensor.is_floating_point() else tensor
-            weights[name] = stored.cpu().contiguous()
+            if not tensor.isfinite().all():
+                raise Problem(f"{name} of the trained network is not finite, the training has diverged: {again}")
+            weights[name] = runs.rounded(tensor.cpu()).contiguous()
+            tensor.copy_(weights[name])
     readout = read_out(net, gate, dataset.test, gates=gates)
     if not readout.logits.isfinite().all():
-        raise Problem("the weights leave the range of float16, in which runs are stored: lower --lr, with a new --out")
+        raise Problem(f"the trained network's logits are not finite, the training has diverged: {again}")
     packed = runs.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
+    metrics = evaluate(runs.unpack(packed))
+    if runs.drifted(history, metrics, len(dataset.test)):
+        raise Problem(
+            f"the network as it would be stored has accuracy {metrics['accuracy']:.4f}, in the last epoch it had "
+            f"{history[-1]['test_accuracy']:.4f}: choose --precision float32, or {again}"
+        )
     seconds = sum(row["seconds"] for row in history)
     trained = sum(row["path"] != "skipped" for row in history)
     images = len(dataset.train) // recipe.batch_size * recipe.batch_size * trained
@@ -277,7 +288,6 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
         "train_seconds": round(seconds, 1),
         "images_per_second": round(images / seconds, 1),
     }
-    metrics = evaluate(runs.unpack(packed))
     runs.finish(out, history, weights, packed, metrics, made | code)
 
 

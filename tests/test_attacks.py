@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -106,6 +107,66 @@ def test_a_network_without_its_own_normalisation_is_refused():
 def test_an_unknown_attack_is_refused_with_the_choice(net):
     with pytest.raises(Problem, match="'cw'.*fgsm, bim, mim, pgd"):
         attacks.attack(net, *batch(), "cw")
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", [*ATTACKS, "match"])
+def test_an_attack_is_that_on_eval_mode_whatever_the_caller_has_set(name, mode, training):
+    torch.manual_seed(0)
+    net = nets.Split(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(8, 4))
+    net.eval().features[1].eval()
+
+    def attacked() -> torch.Tensor:
+        images, labels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4)
+        if name == "match":
+            return attacks.match(net, images, net.pooled(images.flip(0)))
+        return attacks.attack(net, images, labels, name, torch.Generator().manual_seed(5))
+
+    expected = attacked()
+    with torch.no_grad():
+        target = net.pooled(torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).flip(0))
+    before = {k: t.clone() for k, t in net.state_dict().items()}
+    net.train(training)
+    with mode():  # images, labels and features are made in that mode
+        images, labels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4)
+        found = (
+            attacks.match(net, images, target.clone())
+            if name == "match"
+            else attacks.attack(net, images, labels, name, torch.Generator().manual_seed(5))
+        )
+    assert torch.equal(found, expected) and not found.requires_grad
+    assert all(m.training == training for m in net.modules()) and all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_attacked(net, bad):
+    images, labels = batch()
+    odd = images.clone()
+    odd[1, 0, 2, 2] = bad
+    with pytest.raises(Problem, match=r"pixels in \[0, 1\]"):
+        attacks.attack(net, odd, labels, "fgsm")
+    broken = copy.deepcopy(net)
+    broken.head.weight.data[1] = bad
+    with pytest.raises(Problem, match="gradients .* hold NaN"):
+        attacks.attack(broken, images, labels, "pgd")
+    with pytest.raises(Problem, match="features hold NaN"):
+        attacks.detection_errors(torch.full((400, 3), bad), torch.rand(400, 3), 100)
+
+
+def test_labels_features_and_bytes_that_do_not_fit_are_refused(net, unchecked):
+    images, labels = batch()
+    for wrong in (labels[:1], labels[:3], labels + 4, labels - 9):
+        with pytest.raises(Problem, match="one label an image, from 0 to 3"):
+            attacks.attack(net, images, wrong, "fgsm")
+    for few in (torch.rand(1, 6), torch.rand(4, 5)):
+        with pytest.raises(Problem, match="do not belong to 4 images"):
+            attacks.match(net, images, few)
+    with pytest.raises(Problem, match="not torch.uint8"):
+        attacks.attack(net, (255 * images).byte(), labels, "fgsm")
+    with pytest.raises(Problem, match="give the same images"):
+        attacks.detection_errors(torch.rand(400, 3), torch.rand(399, 3), 100)
 
 
 # Detection

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from sklearn.feature_selection import mutual_info_classif
 
-from csglib import information
+from csglib import Problem, information
 from csglib.information import entropy, mutual_information
 
 FORMS = ["sweep", "search"]  # two pointers compiled by numba; torch alone
@@ -169,3 +169,36 @@ def test_entropy_of_known_cases():
     assert entropy(0.5) == pytest.approx(math.log(2))
     assert entropy(0.1) == pytest.approx(0.3251, abs=5e-5)
     assert entropy(0.0) == entropy(1.0) == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_are_refused(bad):
+    x = torch.rand(20, 3)
+    x[4, 1] = bad
+    with pytest.raises(Problem, match="features hold NaN or infinity"):
+        mutual_information(x, torch.arange(20) % 2, 2)
+
+
+@pytest.mark.parametrize(
+    "features, labels, said",
+    [
+        ((50, 3), torch.arange(60) % 2, "are not N x K and N"),
+        ((60, 3), torch.arange(50) % 2, "are not N x K and N"),
+        ((60, 3), torch.arange(60)[:, None] % 2, "are not N x K and N"),
+        ((60,), torch.arange(60) % 2, "are not N x K and N"),
+        ((0, 3), torch.arange(0), "are not N x K and N"),
+        ((60, 0), torch.arange(60) % 2, "are not N x K and N"),
+        ((60, 3), torch.arange(60) % 3, "labels run from 0 to 2, and 2 classes have 0 to 1"),
+        ((60, 3), torch.arange(60) % 2 - 1, "labels run from -1 to 0"),
+        ((60, 3), (torch.arange(60) % 2).float(), "whole numbers, not torch.float32"),
+        ((60, 3), torch.arange(60) % 2 == 0, "whole numbers, not torch.bool"),
+    ],
+)
+def test_what_is_no_row_and_label_for_each_sample_is_refused(features, labels, said, unchecked):
+    with pytest.raises(Problem, match=said):
+        mutual_information(torch.rand(*features), labels, 2)
+
+
+def test_no_neighbours_cannot_be():
+    with pytest.raises(Problem, match="0 neighbours"):
+        mutual_information(torch.rand(9, 1), torch.arange(9) % 2, 2, k=0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from csglib import localize, nets
+from csglib import Problem, localize, nets
 
 
 def heat(n: int = 3, h: int = 4, w: int = 5, seed: int = 0) -> torch.Tensor:
@@ -131,9 +131,99 @@ def test_of_several_regions_the_largest_counts():
     assert hits[10] == 1 and hits[19] == 0  # above 0.9 the small region is left
 
 
-def test_a_flat_heat_map_marks_nothing_above_zero():
-    hits = localize.max_box_accuracy(torch.full((1, 4, 4), 3.0), torch.tensor([[0.0, 0, 4, 4]]), thresholds=5)
-    assert hits.tolist() == [1, 0, 0, 0, 0]
+# What points nowhere
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -1e30])
+def test_a_constant_heat_map_has_no_score_and_is_left_out_with_a_word(value):
+    boxes = torch.tensor([[2.0, 2, 6, 6]] * 3)
+    masks = localize.box_masks(boxes, (8, 8))
+    found = masks.float()
+    found[1] = value
+    with pytest.warns(UserWarning, match="1 of 3 heat maps are constant"):
+        some = localize.cam_scores(masks.float(), boxes, found, boxes, masks)
+    rest = [0, 2]
+    assert some == localize.cam_scores(masks.float(), boxes, found[rest], boxes[rest], masks[rest])
+    with pytest.warns(UserWarning, match="3 of 3"):
+        none = localize.cam_scores(masks.float(), boxes, torch.full_like(found, value), boxes, masks)
+    assert all(math.isnan(v) for v in none.values())
+    with pytest.warns(UserWarning, match="3 of 3"):
+        unfitted = localize.cam_scores(torch.full_like(found, value), boxes, masks.float(), boxes, masks)
+    assert math.isnan(unfitted["box_accuracy"]) and unfitted["max_box_accuracy"] == 1
+
+
+def test_a_filter_that_is_the_same_everywhere_has_no_score():
+    maps, labels, masks = corner_maps()
+    maps[:, 2] = 5
+    with_it = localize.activation_scores(maps, labels, masks, maps, labels, masks, 2)
+    without = localize.activation_scores(maps[:, :2], labels, masks, maps[:, :2], labels, masks, 2)
+    assert (with_it["iou"], with_it["ap30"]) == (without["iou"], without["ap30"]) and sum(with_it["filters"]) == 3
+    alone = localize.activation_scores(maps[:, 2:], labels, masks, maps[:, 2:], labels, masks, 2)
+    assert math.isnan(alone["iou"]) and math.isnan(alone["ap30"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_heat_maps_boxes_and_gradients_that_are_not_finite_are_refused(bad):
+    maps, labels, masks = corner_maps()
+    heat, boxes = torch.rand(12, 16, 16), torch.tensor([[2.0, 2, 6, 6]] * 12)
+    net, images = small_net(), torch.rand(12, 3, 16, 16)
+    heat[3, 2, 2], maps[3, 0, 1, 1] = bad, bad
+    broken = small_net()
+    broken.features[0].weight.data[2] = bad
+    means = torch.full((4, 6), bad)
+    good = torch.rand(12, 16, 16)
+    for call in (
+        lambda: localize.hottest(heat, 0.3),
+        lambda: localize.max_box_accuracy(heat, boxes),
+        lambda: localize.max_box_accuracy(good, boxes + bad),
+        lambda: localize.cam_scores(heat, boxes, good, boxes, masks),
+        lambda: localize.cam_scores(good, boxes, heat, boxes, masks),
+        lambda: localize.box_masks(boxes * bad, (4, 4)),
+        lambda: localize.filter_thresholds(maps),
+        lambda: localize.activation_masks(maps[:, 0], torch.tensor(0.5), (8, 8)),
+        lambda: localize.activation_scores(maps, labels, masks, maps, labels, masks, 2),
+        lambda: localize.gradmap(broken, torch.rand(2, 3, 70, 70), torch.tensor([2])),
+        lambda: localize.gradient_scores(net, means, images, labels, masks),
+    ):
+        with pytest.raises(Problem, match="NaN or infinity"):
+            call()
+
+
+def test_what_is_not_of_the_same_images_is_refused(unchecked):
+    maps, labels, masks = corner_maps()
+    heat, boxes = torch.rand(12, 16, 16), torch.tensor([[2.0, 2, 6, 6]] * 12)
+    one = slice(0, 1)
+    for call in (
+        lambda: localize.cam(maps, torch.rand(2, 3), labels[one]),
+        lambda: localize.iou(masks, masks[one]),
+        lambda: localize.iou(masks, masks[:, :8]),
+        lambda: localize.max_box_accuracy(heat, boxes[one]),
+        lambda: localize.cam_scores(heat, boxes, heat, boxes, masks[one]),
+        lambda: localize.activation_scores(maps, labels, masks[one], maps, labels, masks, 2),
+        lambda: localize.activation_scores(maps, labels, masks, maps, labels[one], masks, 2),
+        lambda: localize.gradient_scores(small_net(), torch.rand(4, 6), torch.rand(12, 3, 20, 24), labels, masks[one]),
+    ):
+        with pytest.raises(Problem, match="different sizes"):
+            call()
+    for classes in (labels - 1, labels + 1):
+        with pytest.raises(Problem, match="classes run from .* the head has 2"):
+            localize.cam(maps, torch.rand(2, 3), classes)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("training", [True, False])
+def test_gradient_maps_are_those_of_eval_mode_whatever_the_caller_has_set(mode, training):
+    net, k = small_net(), torch.tensor([1, 4])
+    net.features.insert(1, nn.BatchNorm2d(8))
+    images = torch.rand(2, 3, 70, 70)
+    expected = localize.gradmap(net.eval(), images, k)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    net.train(training)
+    with mode():
+        found = localize.gradmap(net, images.clone(), k)
+    assert torch.equal(found, expected)
+    assert all(m.training == training for m in net.modules())
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 
 # Scores

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 from sklearn.metrics.pairwise import cosine_similarity
 
-from csglib import metrics
+from csglib import Problem, metrics
+from csglib.information import entropy
 from csglib.runs import Readout
 
 # Two classes, three filters; the logits are (a_0 + 1/2, a_1 + a_2).  Filter 2 is tied and goes to class 0, the first.
@@ -109,8 +110,32 @@ def test_the_normalised_score_is_a_share_of_the_entropy_of_one_class_in_c():
     features, labels = separated()
     readout = Readout(features, labels, torch.zeros(4, 5), torch.zeros(4))
     values = metrics.evaluate(readout)
-    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert values["mis_normalised"] == pytest.approx(values["mis"] / entropy)
+    assert values["mis_normalised"] == pytest.approx(values["mis"] / -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
+    assert 0 < values["null_normalised"] < 0.1 < values["mis_normalised"]
+
+
+# 2.11 with one class of half of the images where the entropy of one class in C is what divides
+@pytest.mark.parametrize("sizes", [[60, 10, 10, 10, 10, 5, 5, 5, 5], [80, 40], [118, 2], [3, 3, 3], [50, 50, 0, 0], [20] * 3])
+def test_filters_that_tell_their_classes_perfectly_have_a_normalised_score_of_one_whatever_the_sizes(sizes):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    present = [c for c, n in enumerate(sizes) if n]
+    features = 100.0 * torch.nn.functional.one_hot(labels, len(sizes)).float()[:, present] + torch.rand(
+        len(labels), len(present)
+    )
+    readout = Readout(features, labels, torch.zeros(len(sizes), len(present)), torch.zeros(len(sizes)))
+    values = metrics.evaluate(readout)
+    assert values["mis_normalised"] == pytest.approx(1, abs=1e-3) and values["mis_normalised"] <= 1
+    told = metrics.information(readout)  # what is cut off: the bias of the estimate
+    assert all(told[c].max() <= entropy(n / len(labels)) + 1.5 / len(labels) + 1e-6 for c, n in enumerate(sizes))
+
+
+def test_the_normalised_score_equals_a_loop_over_filters_and_classes():
+    r = drawn(3, N=50)
+    r = dataclasses.replace(r, labels=torch.tensor([0] * 30 + [1] * 15 + [2] * 5))
+    told = metrics.mutual_information(r.features, r.labels, 3)
+    shares = [max(told[c, k].item() / entropy(n / 50) for c, n in enumerate((30, 15, 5))) for k in range(7)]
+    assert metrics.evaluate(r)["mis_normalised"] == pytest.approx(np.mean(shares))
+    assert metrics.normalised(told, torch.zeros(50, dtype=torch.long)) == 0  # of one class there is nothing to say
 
 
 def test_the_metrics_have_the_names_of_the_contract():
@@ -178,6 +203,102 @@ def test_removing_nothing_leaves_the_accuracy_and_removing_all_leaves_the_larges
     none, everything = metrics.removal(r, torch.tensor([[0.0] * 7, [1.0] * 7]))
     assert none.mean().item() == pytest.approx(metrics.accuracy(r.logits, r.labels), abs=0.02)  # classes of 14, 13, 13
     assert everything.tolist() == [float(c == r.bias.argmax()) for c in range(3)]
+
+
+# What there is nothing to measure of
+
+
+def with_absent() -> Readout:
+    """Of five classes the second and the last have no images, as of a small folder none may test."""
+    r = drawn(0, C=5)
+    return dataclasses.replace(r, labels=torch.tensor([0, 2, 3])[torch.arange(40) % 3])
+
+
+def test_of_a_class_without_images_nothing_is_known_and_means_are_over_the_others():
+    r, absent, there = with_absent(), [1, 4], [0, 2, 3]
+    bare = dataclasses.replace(r, gate=None)
+    removed = metrics.removal(r, metrics.cluster(r.gate))
+    for per_class in (metrics.class_means(r), removed.T, metrics.confusion(r, torch.zeros(7))):
+        assert per_class[absent].isnan().all() and per_class[there].isfinite().all()
+    own, others = metrics.own_and_others(removed)
+    assert own == pytest.approx(np.mean([removed[c, c] for c in there]))
+    assert others == pytest.approx(np.mean([removed[r, c] for r in range(5) for c in there if r != c]))
+    owner, means = metrics.owners(r).tolist(), metrics.class_means(r)
+    shares = [sum(means[c, k] for k in range(7) if owner[k] == c) / means[c].sum() for c in there]
+    assert metrics.own_share(r) == pytest.approx(np.mean(shares), rel=1e-5)
+    assert set(metrics.owners(bare).tolist()) <= set(there)
+    negative = dataclasses.replace(bare, features=bare.features - 5)  # where 0 would be the largest mean
+    assert set(metrics.owners(negative).tolist()) <= set(there)
+    values = metrics.evaluate(r)
+    assert all(math.isfinite(v) for v in values.values()) and 0 <= values["mis_normalised"] <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.0])
+def test_constant_features_have_no_information_and_give_no_number_in_its_place(value):
+    r = drawn(1)
+    flat = dataclasses.replace(r, features=torch.full_like(r.features, value))
+    values = metrics.evaluate(flat)
+    assert values["mis"] == values["mis_null"] == values["mis_normalised"] == 0
+    assert math.isnan(metrics.overlap(metrics.information(flat), flat.gate))
+    assert math.isnan(metrics.hoyer(flat.features)) == (value == 0)
+    maps = torch.full((8, 2, 4, 4), value)
+    assert math.isnan(metrics.location_instability(maps, torch.rand(8, 1, 2), (16, 16)))
+
+
+def test_a_silent_sample_or_map_is_left_out():
+    a = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0, 0, 0, 0]])
+    assert metrics.hoyer(a) == metrics.hoyer(a[:1]) <= 1
+    g = torch.Generator().manual_seed(0)
+    maps, landmarks = torch.rand(9, 1, 4, 4, generator=g), torch.rand(9, 1, 2, generator=g) * 16
+    silent = torch.cat((maps, torch.zeros(4, 1, 4, 4)))
+    found = metrics.location_instability(silent, torch.cat((landmarks, torch.full((4, 1, 2), 99.0))), (16, 16))
+    assert found == pytest.approx(metrics.location_instability(maps, landmarks, (16, 16)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["features", "weight", "bias", "gate"])
+def test_a_readout_that_is_not_finite_is_refused(name, bad):
+    r = drawn(2)
+    t = getattr(r, name).clone()
+    t.view(-1)[3 % t.numel()] = bad
+    with pytest.raises(Problem, match="NaN or infinity"):
+        metrics.evaluate(dataclasses.replace(r, **{name: t}))
+
+
+def test_of_logits_that_are_not_finite_none_is_the_largest():
+    for bad in (math.nan, math.inf):
+        logits = torch.tensor([[1.0, 2], [bad, 0]])
+        assert math.isnan(metrics.accuracy(logits, torch.tensor([1, 0])))
+    with pytest.raises(Problem, match="maps hold NaN"):
+        metrics.location_instability(torch.full((3, 1, 2, 2), math.nan), torch.rand(3, 1, 2), (8, 8))
+
+
+OTHER_SHAPES = {
+    "labels": torch.zeros(39, dtype=torch.long),
+    "weight": torch.zeros(3, 6),
+    "bias": torch.zeros(4),
+    "gate": torch.zeros(7, 3),
+    "features": torch.zeros(40, 8),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SHAPES)
+def test_a_readout_of_tensors_that_do_not_fit_is_refused(name, unchecked):
+    with pytest.raises(Problem, match=r"of a readout has shape .* where the others need"):
+        dataclasses.replace(drawn(0), **{name: OTHER_SHAPES[name]})
+
+
+def test_labels_of_no_class_or_of_other_samples_are_refused(unchecked):
+    r = drawn(0)
+    for labels in (r.labels + 1, r.labels - 1):
+        with pytest.raises(Problem, match="labels run from .* 3 classes have 0 to 2"):
+            metrics.evaluate(dataclasses.replace(r, labels=labels))
+    for few in (r.labels[:1], r.labels[:39], r.labels[:, None]):
+        with pytest.raises(Problem, match="labels do not belong to logits"):
+            metrics.accuracy(r.logits, few)
+    for landmarks in (torch.rand(1, 2, 2), torch.rand(4, 2, 2)):
+        with pytest.raises(Problem, match="as many rows of landmarks"):
+            metrics.location_instability(torch.rand(3, 1, 4, 4), landmarks, (8, 8))
 
 
 def test_own_and_others_part_the_diagonal_from_the_rest():
@@ -333,16 +454,6 @@ def test_with_labels_a_filter_is_tried_on_the_class_that_excites_it_most():
     maps[1::2] += 5
     alone = metrics.location_instability(maps[1::2], landmarks[1::2], (16, 16))
     assert metrics.location_instability(maps, landmarks, (16, 16), labels) == pytest.approx(alone)
-
-
-def test_part_interpretability_counts_the_images_in_which_a_filter_meets_its_best_part():
-    maps = torch.zeros(10, 2, 8, 8)
-    maps[:, 0, 1:4, 1:4] = 1  # filter 0 fires where the head is, filter 1 in a corner without a part
-    maps[:, 1, 7, 7] = 1
-    parts = torch.zeros(10, 2, 32, 32, dtype=torch.bool)
-    parts[:5, 0, 4:16, 4:16] = True  # the head is shown in five images
-    parts[:, 1, 18:22, 2:10] = True
-    assert metrics.part_interpretability(maps, parts, share=0.2) == pytest.approx((1 + 0) / 2)
 
 
 def test_class_scores_are_the_mean_of_each_classs_filters_over_their_maxima(run):

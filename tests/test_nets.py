@@ -81,6 +81,21 @@ def test_an_unknown_net_is_refused_with_the_choice():
         nets.build("resnet21", 10)
 
 
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("resnet18", "'resnet18'.*resnet20, .*or a network of torchvision cut after a layer: resnet18@LAYER"),
+        ("vit_b_16", "vit_b_16@LAYER"),
+        ("resnet56", "NAME@LAYER, such as resnet18@layer4"),
+        ("", "NAME@LAYER, such as resnet18@layer4"),
+    ],
+)
+def test_a_network_of_torchvision_without_its_layer_is_refused_with_the_way_to_name_one(name, said):
+    for weights in ("fresh", "imagenet"):
+        with pytest.raises(Problem, match=said):
+            nets.build(name, 10, weights)
+
+
 @pytest.fixture(scope="module")
 def third_party(third_party_file) -> nets.Split:
     return nets.resnet20_of_akamaster(third_party_file).to(memory_format=torch.channels_last).eval()

@@ -4,11 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from csglib import Problem, data, experiments, runs, train
+from csglib.objects import ANIMALS
 from csglib.runs import PUBLISHED, Recipe
 from csglib.verify import images_of, verify
 
@@ -37,9 +40,10 @@ def edit(path: Path, **changes) -> None:
 
 
 def test_a_run_as_it_was_trained_is_verified(run, csglib):
-    verify(runs.read(run.path))
+    told = "verified: digests, finite weights, history, metrics; readout recomputed on 1,000 of 1,000 test images"
+    assert verify(runs.read(run.path)) == told
     code, out, _ = csglib("verify", run.path)
-    assert code == 0 and out == f"{run.path}: verified\n"
+    assert code == 0 and out == f"{run.path}: {told}\n"
 
 
 @pytest.mark.parametrize(
@@ -143,15 +147,117 @@ def test_a_run_of_changed_code_says_so_on_its_pages(copied):
 
 
 def test_the_embedded_samples_images_stand_where_they_are_compared(cifar10):
-    images, place = images_of(Recipe(precision="float32"))
+    images, place = images_of(published("table1", "csg"))
     assert len(place) == 1000
     assert torch.equal(cifar10.test.images[place], images.images)
     assert torch.equal(cifar10.test.labels[place], images.labels)
-    for fields in ({"holdout": 5000}, {"dataset": "voc:animals"}):
-        assert images_of(Recipe(precision="float32", **fields)) is None
+
+
+def test_images_set_apart_are_compared_where_the_whole_data_set_is_here(cifar10, monkeypatch, tmp_path):
+    chosen = published("icnn", "template-0")
+    monkeypatch.setattr(data, "load", lambda name: cifar10)
+    images, place = images_of(chosen)
+    assert len(place) == 1000 and torch.equal(images.images, cifar10.train.images[-5000:][place])
+    assert torch.equal(chosen.readout.labels[place], images.labels)
+    monkeypatch.undo()
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    assert "readout not recomputed, since its images cannot be read here (" in verify(chosen)
+
+
+def published(page: str, experiment: str) -> runs.Run:
+    return experiments.published(page, "short", PUBLISHED)[experiment][0]
 
 
 @pytest.mark.parametrize("experiment", ["csg", "picnn", "icnn"])
 def test_a_published_run_is_verified_on_the_sample(experiment):
-    page = "table1" if experiment == "csg" else experiment
-    verify(experiments.published(page, "short", PUBLISHED)[experiment][0])
+    told = verify(published("table1" if experiment == "csg" else experiment, experiment))
+    assert told.endswith("readout recomputed on 1,000 of 10,000 test images")
+
+
+def test_of_a_run_without_its_photographs_it_is_said_that_they_are_not_here():
+    told = verify(published("localisation", "animals-csg"))
+    assert "readout not recomputed, since its images cannot be read here (" in told and "what tools measured" in told
+    assert "mis_normalised as MIS / H(1/C), which is 0.1196 by each class's own entropy" in told  # classes of other sizes
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent for p in PUBLISHED.glob("*/provenance.json")), ids=lambda p: p.name)
+def test_every_published_run_has_finite_weights_and_the_accuracy_of_its_last_epoch(folder):
+    found = runs.read(folder)
+    assert found.weights and not runs.drifted(found.history, found.metrics, len(found.readout.labels))
+
+
+def test_an_accuracy_that_is_not_the_last_epochs_is_refused(copied):
+    rows = [json.loads(line) for line in (copied / "history.jsonl").read_text().splitlines()]
+    rows[-1]["test_accuracy"] += 0.02
+    (copied / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sign(copied)
+    with pytest.raises(Problem, match=r"metrics\.json says accuracy .*, the last epoch in history\.jsonl"):
+        verify(runs.read(copied))
+
+
+# Pictures of one's own
+
+
+def picture_run(kind: str, folder: Path) -> runs.Run:
+    if kind == "folder":
+        dataset = "folder:zoo@32"
+        for c, name in enumerate(("dark", "grey", "light")):
+            (folder / "zoo" / name).mkdir(parents=True)
+            for i in range(20):
+                noise = np.random.default_rng([c, i]).integers(0, 60, (32, 32, 3)) + 90 * c
+                Image.fromarray(noise.astype(np.uint8)).save(folder / "zoo" / name / f"{i}.png")
+    else:
+        dataset = "voc:zoo"
+        write_voc(folder / "zoo")
+    recipe = Recipe(dataset=dataset, epochs=2, cycle="gs", batch_size=8, lr=0.01, precision="float32")
+    return train.train(recipe, folder / "run", "cpu")
+
+
+def write_voc(root: Path) -> None:
+    """Two animals a photograph, in the layout of PASCAL VOC."""
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6)):
+        names = [f"{split}{i}" for i in range(count)]
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for i, name in enumerate(names):
+            Image.fromarray(rng.integers(0, 255, (96, 160, 3), dtype=np.uint8)).save(root / "JPEGImages" / f"{name}.jpg")
+            boxes = ((ANIMALS[i % 6], 5, 70), (ANIMALS[(i + 3) % 6], 85, 150))
+            objects = "".join(
+                f"<object><name>{animal}</name><bndbox><xmin>{left}</xmin><ymin>10</ymin><xmax>{right}</xmax><ymax>80</ymax>"
+                "</bndbox></object>"
+                for animal, left, right in boxes
+            )
+            size = "<size><width>160</width><height>96</height><depth>3</depth></size>"
+            (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+
+
+@pytest.fixture(params=["folder", "voc"])
+def pictures(request, tmp_path, monkeypatch) -> runs.Run:
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    return picture_run(request.param, tmp_path)
+
+
+def test_a_run_on_ones_own_pictures_is_recomputed_where_they_are_here_and_told_where_not(pictures, tmp_path):
+    N = len(pictures.readout.labels)
+    told = "verified: digests, finite weights, history, metrics; readout "
+    assert verify(pictures) == f"{told}recomputed on {N} of {N} test images"
+
+    features = load_file(pictures.path / "readout.safetensors")
+    planted = features | {"features": features["features"].flip(0).contiguous()}
+    save_file(planted, pictures.path / "readout.safetensors")
+    edit(pictures.path / "metrics.json", **train.evaluate(runs.unpack(planted)))
+    sign(pictures.path)
+    with pytest.raises(Problem, match=r"readout\.safetensors is not what the weights .* give on "):
+        verify(runs.read(pictures.path))
+    save_file(features, pictures.path / "readout.safetensors")
+    edit(pictures.path / "metrics.json", **pictures.metrics)
+    sign(pictures.path)
+
+    changed = min((tmp_path / "zoo").rglob("*.[pj][np]g"))
+    Image.fromarray(np.full((40, 160, 3), 7, np.uint8)).save(changed)
+    if pictures.recipe.dataset.startswith("folder"):
+        assert verify(runs.read(pictures.path)).startswith(f"{told}not recomputed, since folder:zoo@32 has other images now")
+    shutil.rmtree(tmp_path / "zoo")
+    assert verify(runs.read(pictures.path)).startswith(f"{told}not recomputed, since its images cannot be read here (")
