@@ -83,7 +83,7 @@ def load(name: str) -> Dataset:
     return checked(name, classes, *parts, seen.hexdigest(), report, remedy)
 
 
-def named(path: str, size: int) -> str:
+def named(path: object, size: object) -> str:
     """The data set of a notebook's parameters: without a path, the folder that `sample` writes."""
     if isinstance(size, bool) or not re.fullmatch(r"[0-9]{1,9}(\.0*)?", str(size)):
         raise Problem(f"size {size!r} is no whole number of pixels: use one such as 32")
@@ -93,8 +93,9 @@ def named(path: str, size: int) -> str:
 # Which files
 
 
-def listing(root: Path, report: Report) -> tuple[tuple[str, ...], list[Picture]]:
+def listing(root: Path, report: Report | None = None) -> tuple[tuple[str, ...], list[Picture]]:
     """The classes, and every picture in the order of its sum."""
+    report = report or Report()
     inside = subfolders(root, report)
     parts = parts_of(root, inside, report)
     classes = [class_folders(part, subfolders(part, report)) for part, _ in parts] or [class_folders(root, inside)]
@@ -180,7 +181,7 @@ def subfolders(root: Path, report: Report, pictures: list[Path] | None = None) -
             else:
                 folders.append(Path(entry.path))
         elif hidden:  # such as ._NAME.jpg, in archives that a Mac has made
-            report.left["hidden files"] += 1
+            report.left["files that are hidden"] += 1
         elif ending in UNREAD:
             report.left[f"pictures {ending}, which are not read (convert them to PNG or JPEG)"] += 1
         elif ending not in endings():
@@ -217,10 +218,17 @@ def cached(
             report.fails(Problem(words))
         return images, {int(i) for i in broken}
     images, broken = torch.zeros((len(found), 3, size, size), dtype=torch.uint8), {}
+
+    def attempt(picture: Picture) -> np.ndarray | Problem:
+        try:
+            return read_picture(picture.path, size)
+        except Problem as problem:
+            return problem
+
     hidden = bool(os.environ.get("TQDM_DISABLE"))
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # of metadata that nobody reads, and of pixels, which are bounded
-        made = pool.map(lambda p: read_picture(p.path, size), found)
+        made = pool.map(attempt, found)
         try:
             for i, pixels in enumerate(tqdm(made, f"{root}", len(found), delay=1, disable=hidden)):
                 if isinstance(pixels, Problem):
@@ -264,12 +272,9 @@ def read_cache(path: Path, told: dict[str, str], n: int, size: int) -> tuple[UIn
     return (images, json.loads(broken)) if fits and pixel_sum(images, broken) == stored.get("pixels") else None
 
 
-def read_picture(path: Path, size: int) -> np.ndarray | Problem:
-    """3 x size x size, uint8; or what is wrong with it."""
-    try:
-        square = ImageOps.fit(read(path, REMEDY, near=size), (size, size), Image.Resampling.BILINEAR)
-    except Problem as problem:
-        return problem
+def read_picture(path: Path, size: int) -> np.ndarray:
+    """3 x size x size, uint8."""
+    square = ImageOps.fit(read(path, REMEDY, near=size), (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1).copy()
 
 

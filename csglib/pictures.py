@@ -126,14 +126,18 @@ class Report:
 
     def __str__(self) -> str:
         """One line; empty where there is nothing to tell."""
-        most = self.left.most_common(KINDS)
-        left = [f"{n:,} {words}" for words, n in most if n]
-        if rest := self.left.total() - sum(n for _, n in most):
-            left.append(f"{rest:,} for other reasons")
+        most = Counter(dict(self.left.most_common(KINDS)))
+        most["things of other kinds"] = self.left.total() - most.total()
+        left = counted(most)
         if self.broken:
-            left.append(f"{len(self.broken):,} that cannot be read (first: {self.broken[0]})")
-        told = [f"left out: {', '.join(left)}"] * bool(left) + [f"{n:,} {words}" for words, n in self.noted.items() if n]
+            left += counted({"files that cannot be read": len(self.broken)}) + [f"first: {self.broken[0]}"]
+        told = [f"left out: {', '.join(left)}"] * bool(left) + counted(self.noted)
         return "".join(c if c.isprintable() else "?" for c in "; ".join(told))
+
+
+def counted(words: dict[str, int]) -> list[str]:
+    """Each begins with a plural."""
+    return [f"{n:,} " + (text if n > 1 else re.sub(r"^([a-z]+)s", r"\1", text)) for text, n in words.items() if n]
 
 
 # The reader
@@ -209,7 +213,7 @@ def checked(
     for i, part in enumerate(parts):
         kept = [j for j, key in enumerate(keys[i]) if len(known[key]) == 1]
         if len(kept) < len(part):
-            report.left["in two classes"] += len(part) - len(kept)
+            report.left["pictures in two classes"] += len(part) - len(kept)
             parts[i], keys[i] = part.take(torch.tensor(kept, dtype=torch.long)), [keys[i][j] for j in kept]
     for part, word in zip(parts, ("training", "test"), strict=True):
         if absent := sorted(set(range(len(classes))) - set(part.labels.tolist())):
@@ -218,7 +222,7 @@ def checked(
     seen = [set(keys[0]), set() if train.groups is None else set(parts[0].groups.tolist())]
     groups = [None] * len(parts[1]) if test.groups is None else parts[1].groups.tolist()
     if both := sum(key in seen[0] or group in seen[1] for key, group in zip(keys[1], groups, strict=True)):
-        report.noted["test pictures are in both parts, training and test: take them out of one"] += both
+        report.noted["pictures in both parts, training and test: take them out of one"] += both
     if told := str(report):
         warnings.warn(f"{name}: {told}", stacklevel=2)
     return Dataset(name, classes, *parts, digest, told)

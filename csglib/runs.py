@@ -155,7 +155,7 @@ class Recipe:
         return cls(**{name: types[name](value) for name, value in values.items()})
 
 
-def typed(name: str, kind: type, value: str | float) -> str | int | float:
+def typed(name: str, kind: type, value: object) -> object:
     """The value as one of its field's type: 1 and 1.0 are one value and get one key, whichever a notebook's parameter is."""
     if kind is str and isinstance(value, str):
         return value

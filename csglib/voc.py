@@ -144,7 +144,7 @@ def read_xml(path: Path, classes: tuple[str, ...]) -> Annotation:
             if (known := class_of(name, classes)) is None:
                 left[f"objects called {short(name, 40)}" if name else "objects without a name"] += 1
                 continue
-            noted[f"objects called {name} are taken for {known}"] += name != known
+            noted[f"objects called {short(name, 40)} and taken for {known}"] += name != known
             sides = (round(float(thing.findtext(f"bndbox/{side}"))) - first for side, first in SIDES)
             boxes.append(Box(known, *sides))
         width, height = (round(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
@@ -169,7 +169,7 @@ def boxes_of(found: Annotation, picture: Image.Image, name: str, report: Report)
                 f"the {b.name} of photograph {name} has a box outside of its {width} x {height} pixels "
                 f"({b.left}, {b.top}, {b.right}, {b.bottom}): {remedy(name)}"
             )
-        report.noted[f"boxes reach out of their photographs by at most {OUTSIDE} pixels and were clipped"] += out > 0
+        report.noted[f"objects with a box up to {OUTSIDE} pixels out of the photograph, which was clipped"] += out > 0
         boxes.append(within)
     return boxes
 

@@ -71,14 +71,14 @@ DAMAGES = {
         r"a\.xml cannot be read",
     ),
     "box outside": (
-        lambda f: (f / "Annotations/a.xml").write_text(XML.format(OBJECT.format("bird", 50, 1, 61, 9))),
+        lambda f: (f / "Annotations/a.xml").write_text(XML.format(OBJECT.format("bird", 50, 1, 63, 9))),
         r"bird of photograph a has a box outside of its 60 x 40 pixels",
     ),
     "box inverted": (
         lambda f: (f / "Annotations/a.xml").write_text(XML.format(OBJECT.format("bird", 9, 1, 4, 9))),
         "box outside",
     ),
-    "image missing": (lambda f: (f / "JPEGImages/a.jpg").unlink(), r"a\.jpg does not decode"),
+    "image missing": (lambda f: (f / "JPEGImages/a.jpg").unlink(), r"a\.jpg is missing"),
     "image cut off": (
         lambda f: (f / "JPEGImages/a.jpg").write_bytes((f / "JPEGImages/a.jpg").read_bytes()[:200]),
         r"a\.jpg does not decode",
