@@ -26,15 +26,6 @@ def picture(path: Path, colour=(0, 0, 0), seed: int = 0, size=(24, 16), **option
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """An empty current folder, with another for downloads."""
-    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path / "raw"))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
 def zoo(place) -> Path:
     """Sixty pictures of three colours, one folder each."""
     for n, (name, colour) in enumerate(COLOURS.items()):
