@@ -116,7 +116,7 @@ def read_voc(
             with warnings.catch_warnings(action="ignore"):  # of pixels, which are bounded, and of metadata that nobody reads
                 picture = read(path, remedy(name)) if found.boxes else None
                 shapes = read_shapes(voc, picture, name) if found.boxes else []
-            kept = boxes_of(found, picture, name, told) if found.boxes else []
+            kept = boxes_of(found, picture, name) if found.boxes else []
         except Problem as problem:
             told.fails(problem)
             continue
@@ -132,7 +132,7 @@ def read_voc(
             photographs.append(name)
             masks.append(cut_mask(shape.mask, square, size) if shape else torch.zeros(size, size, dtype=torch.bool))
             parts.append({part: cut_mask(m, square, size) for part, m in shape.parts.items()} if shape else {})
-        sums += [digest(path)] * len(kept)
+        sums += [digest(path)] * len(kept) if kept else []
     if absent := [c for i, c in enumerate(classes) if i not in labels]:
         why = f" ({told})" if str(told) else ""
         raise Problem(f"{voc} has no object of class {absent[0]} in split {split}{why}: {REMEDY}")

@@ -153,7 +153,7 @@ def read_xml(path: Path, classes: tuple[str, ...]) -> Annotation:
     return Annotation(boxes, (width, height), left, noted)
 
 
-def boxes_of(found: Annotation, picture: Image.Image, name: str, report: Report) -> list[Box]:
+def boxes_of(found: Annotation, picture: Image.Image, name: str) -> list[Box]:
     """The boxes within their photograph, if it is the one that was annotated: turned or resized since, they would lie aside."""
     width, height = picture.size
     if all(found.size) and found.size != picture.size:
@@ -169,7 +169,7 @@ def boxes_of(found: Annotation, picture: Image.Image, name: str, report: Report)
                 f"the {b.name} of photograph {name} has a box outside of its {width} x {height} pixels "
                 f"({b.left}, {b.top}, {b.right}, {b.bottom}): {remedy(name)}"
             )
-        report.noted[f"objects with a box up to {OUTSIDE} pixels out of the photograph, which was clipped"] += out > 0
+        found.noted[f"objects with a box up to {OUTSIDE} pixels out of the photograph, which was clipped"] += out > 0
         boxes.append(within)
     return boxes
 
