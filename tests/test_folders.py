@@ -1,8 +1,10 @@
 """Image folders: what is listed and read, how it is split, kept and refused, and the way from command to readout."""
 
 import json
+import shlex
 import shutil
 import warnings
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from matplotlib.text import Text
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from csglib import Problem, applications, data, explore, figures, folders, pictures, runs, tables, train
+from csglib.markup import in_markdown
 from csglib.runs import Recipe
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
@@ -316,26 +322,79 @@ def test_the_sample_is_written_once_and_read_as_it_was(place, mini, monkeypatch)
     assert [p.name for p in sorted((place.parent / "raw").iterdir())] == ["folders", "sample-pictures"]
 
 
-def test_figures_tables_and_explorers_take_a_run_of_three_classes(zoo):
+ODD = ("cat's & <b>", "$x$ costs $y$", "_a|b`*c*")  # each would be markup, a formula or a hidden label somewhere
+
+
+class Texts(HTMLParser):
+    """The texts of a page, without its scripts', and its tags."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.texts, self.tags = [], []
+        self.feed(text)
+
+    def handle_data(self, data: str) -> None:
+        self.texts += [data.strip("\n")] * (self.cdata_elem is None)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append(tag)
+        self.texts += [value for name, value in attrs if name == "aria-label"]
+
+
+def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
+    for old, new in zip(COLOURS, ODD, strict=True):
+        (zoo / old).rename(zoo / new)
     recipe = Recipe(dataset="folder:zoo@32", epochs=3, cycle="g", batch_size=16, gate_density=0.4, lr=0.05, precision="float32")
     run, classes = train.train(recipe, "run", "cpu"), data.load("folder:zoo@32").classes
     one, group = {"CSG": run}, {"CSG": [run]}
-    drawn = [
-        figures.gate(run, classes), figures.gate_film(run.readout.gates, classes), figures.curves(run), figures.compare(group),
-        figures.gate_and_information(one, classes), figures.correlations(one), figures.centres(one, classes),
-        figures.clusters(one, classes), figures.owned(group, classes), figures.confusions(one, torch.tensor([0, 2]), classes),
-        figures.places(one, classes, filters=2, shown=2), applications.exciting(run, data.load("folder:zoo@32").test, classes),
+    assert set(classes) == set(ODD)
+    images = data.load("folder:zoo@32").test
+    named = [
+        figures.gate(run, classes), figures.gate_film(run.readout.gates, classes=classes),
+        figures.gate_and_information(one, classes), figures.centres(one, classes), figures.clusters(one, classes),
+        figures.owned(group, classes), figures.confusions(one, torch.tensor([0, 2]), classes),
+        figures.removals({"CSG": torch.rand(3, 3)}, classes), applications.exciting(run, images, classes),
     ]  # fmt: skip
-    assert all(figure.axes for figure in drawn)
+    for figure in named:
+        figure.canvas.draw()
+        drawn = [text._preprocess_math(text.get_text()) for text in figure.findobj(Text)]
+        assert set(ODD) <= {text.strip() for text, formula in drawn if not formula}
+    others = [
+        figures.curves(run), figures.compare(group), figures.correlations(one),
+        figures.places(one, classes, filters=2, shown=2),
+    ]  # fmt: skip
+    assert all(figure.axes for figure in others)
     for made in (
         explore.sparsity({"CSG": (run, run.readout.gate)}, classes),
         explore.remove_classes(one, classes),
         explore.training_film(run, classes),
+        explore.one_filter(run, classes, images),
     ):
-        page = made.to_html()
-        assert "blue" in page and "10,000" not in page
+        page = Texts(made.to_html())
+        shown = " ".join(page.texts)
+        assert all(name in shown for name in ODD) and "b" not in page.tags and "10,000" not in shown
+        assert page.tags.count("script") == 2 and 'class="csg-explorer tex2jax_ignore mathjax_ignore"' in made.to_html()
+    boxes = [box.description for box in explore.remove_classes(one, classes).widget().children if hasattr(box, "indent")]
+    assert boxes == [name.replace("$", "\uff04") for name in classes]
     for table in (tables.removal(group, draws=2), tables.overlap(group, draws=2), tables.correlation(group)):
         assert "CSG" in table.data
     assert "folder:zoo@32" in tables.provenance(group).data
     assert "folder:zoo@32" in tables.run_entry(run)
     assert train.sample(run).shape[1:] == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "name", [*ODD, "<img src=x onerror=alert(1)>", "`id`", "[a](b)", "![a](b)", "{{x}}", "a\\|b", "~~a~~", "# a"]
+)
+def test_a_name_in_markdown_is_a_text(name):
+    table = applications.grid({"CSG": {in_markdown(name): "1"}}, "Network").data
+    page = MarkdownIt("commonmark").enable("table").enable("strikethrough").use(dollarmath_plugin).render(table)
+    found = Texts(page)
+    assert "".join(found.texts) == f"Network{name}CSG1"
+    assert set(found.tags) <= {"table", "thead", "tbody", "tr", "th", "td", "span"}
+    assert "$x$" not in page
+
+
+def test_a_data_sets_name_reaches_a_shell_as_one_word(zoo):
+    for name in ("voc:my pets@cat,dog house", "folder:~/a b@64@skip"):
+        assert name in shlex.split(Recipe(dataset=name, precision="float32").command)
