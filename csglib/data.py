@@ -108,7 +108,7 @@ def present(name: str) -> bool:
     from csglib.pictures import asked
 
     try:
-        return asked(name).root.is_dir()
+        return bool(asked(name))
     except Problem:
         return False
 

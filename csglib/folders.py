@@ -212,14 +212,29 @@ def cached(
     own = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
     where = folder() / "folders" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', root.name)[:80]}-{size}-{own}.safetensors"
     told = {"listing": listing, "how": f"{HOW}, {size}"}
-    if (kept := read_cache(where, told, len(found), size)) is not None:
-        images, broken = kept
-        for words in broken.values():
-            report.fails(Problem(words))
-        return images, {int(i) for i in broken}
-    images, broken = torch.zeros((len(found), 3, size, size), dtype=torch.uint8), {}
+    if (kept := read_cache(where, told, len(found), size)) is None:
+        images, aside = kept = decoded(root, found, size, report)
+        try:
+            where.parent.mkdir(parents=True, exist_ok=True)
+            alone = where.with_name(f"{where.stem}-{os.getpid()}.safetensors")  # of two processes each writes its own
+            told |= {"aside": (text := json.dumps(aside)), "sum": sum_of(images, text)}
+            write(alone, save({"images": images}, told))
+            os.replace(alone, where)
+        except (OSError, Problem) as error:
+            remedy = "set CSGLIB_DATA to a folder that can be written"
+            warnings.warn(f"{root} will be decoded each time anew, since {short(str(error))}: {remedy}", stacklevel=3)
+    images, aside = kept
+    for words in aside["broken"].values():
+        report.fails(Problem(words))
+    report.noted["pictures of several frames, of which the first is read"] += aside["frames"]
+    return images, {int(i) for i in aside["broken"]}
 
-    def attempt(picture: Picture) -> np.ndarray | Problem:
+
+def decoded(root: Path, found: list[Picture], size: int, report: Report) -> tuple[UInt8[Tensor, "N 3 S S"], dict]:
+    """The pixels, what is wrong with those that are left out, and how many have several frames."""
+    images, broken, frames = torch.zeros((len(found), 3, size, size), dtype=torch.uint8), {}, 0
+
+    def attempt(picture: Picture) -> tuple[np.ndarray, int] | Problem:
         try:
             return read_picture(picture.path, size)
         except Problem as problem:
@@ -228,36 +243,25 @@ def cached(
     hidden = bool(os.environ.get("TQDM_DISABLE"))
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # of metadata that nobody reads, and of pixels, which are bounded
-        made = pool.map(attempt, found)
-        try:
-            for i, pixels in enumerate(tqdm(made, f"{root}", len(found), delay=1, disable=hidden)):
-                if isinstance(pixels, Problem):
-                    report.fails(pixels)
-                    broken[str(i)] = str(pixels)
-                else:
-                    images[i] = torch.from_numpy(pixels)
-        except Problem:
-            pool.shutdown(cancel_futures=True)  # do not read the rest first
-            raise
-    told |= {"broken": json.dumps(broken)}
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        alone = where.with_name(f"{where.stem}-{os.getpid()}.safetensors")  # of two processes each writes its own
-        write(alone, save({"images": images}, told | {"pixels": pixel_sum(images, told["broken"])}))
-        os.replace(alone, where)
-    except (OSError, Problem) as error:
-        remedy = "set CSGLIB_DATA to a folder that can be written"
-        warnings.warn(f"{root} will be decoded each time anew, since {short(str(error))}: {remedy}", stacklevel=3)
-    return images, {int(i) for i in broken}
+        for i, made in enumerate(tqdm(pool.map(attempt, found), f"{root}", len(found), delay=1, disable=hidden)):
+            if isinstance(made, Problem):
+                broken[str(i)] = str(made)
+                if not report.skip:  # do not read the rest first
+                    pool.shutdown(cancel_futures=True)
+                    report.fails(made)
+            else:
+                images[i] = torch.from_numpy(made[0])
+                frames += made[1] > 1
+    return images, {"broken": broken, "frames": frames}
 
 
-def pixel_sum(images: UInt8[Tensor, "N 3 S S"], broken: str) -> str:
+def sum_of(images: UInt8[Tensor, "N 3 S S"], aside: str) -> str:
     seen = hashlib.sha256(images.numpy())
-    seen.update(broken.encode())
+    seen.update(aside.encode())
     return seen.hexdigest()
 
 
-def read_cache(path: Path, told: dict[str, str], n: int, size: int) -> tuple[UInt8[Tensor, "N 3 S S"], dict[str, str]] | None:
+def read_cache(path: Path, told: dict[str, str], n: int, size: int) -> tuple[UInt8[Tensor, "N 3 S S"], dict] | None:
     """None where the file is absent, damaged, or of other pictures: it is made again."""
     try:
         with safe_open(path, "pt") as f:
@@ -268,14 +272,15 @@ def read_cache(path: Path, told: dict[str, str], n: int, size: int) -> tuple[UIn
     except (OSError, SafetensorError):
         return None
     fits = images.dtype == torch.uint8 and tuple(images.shape) == (n, 3, size, size)
-    broken = stored.get("broken", "")
-    return (images, json.loads(broken)) if fits and pixel_sum(images, broken) == stored.get("pixels") else None
+    aside = stored.get("aside", "")
+    return (images, json.loads(aside)) if fits and sum_of(images, aside) == stored.get("sum") else None
 
 
-def read_picture(path: Path, size: int) -> np.ndarray:
-    """3 x size x size, uint8."""
-    square = ImageOps.fit(read(path, REMEDY, near=size), (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square).transpose(2, 0, 1).copy()
+def read_picture(path: Path, size: int) -> tuple[np.ndarray, int]:
+    """3 x size x size, uint8; and how many frames the file has."""
+    picture = read(path, REMEDY, near=size)
+    square = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(square).transpose(2, 0, 1).copy(), picture.info["frames"]
 
 
 def sample(name: str = "sample-pictures", classes: int = 5) -> str:

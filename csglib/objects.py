@@ -122,6 +122,7 @@ def read_voc(
             continue
         told.left.update(found.left)
         told.noted.update(found.noted)
+        told.noted["pictures of several frames, of which the first is read"] += bool(kept) and picture.info["frames"] > 1
         told.left["photographs without an object of these classes"] += not kept
         for box in kept:
             square = around(box, context, picture)

@@ -172,7 +172,7 @@ def opened(path: Path, remedy: str, formats: tuple[str, ...] = FORMATS) -> Itera
 
 
 def read(path: Path, remedy: str, near: int = 0) -> Image.Image:
-    """The picture in 8 bits of red, green and blue, turned as its camera says; of several frames the first.
+    """The picture in 8 bits of red, green and blue, turned as its camera says; of several frames, which `info` counts, the first.
 
     A large JPEG may be decoded at a half, a quarter or an eighth, so that no side is below `near`.
     """
@@ -189,10 +189,12 @@ def read(path: Path, remedy: str, near: int = 0) -> Image.Image:
                 "with 8 or 16 bits"
             )
         upright = ImageOps.exif_transpose(picture)
-        if not picture.mode.startswith("I"):
-            return upright.convert("RGB")
-        grey = (np.asarray(upright) >> bits - 8).astype(np.uint8)  # Pillow would clip them; of 16-bit colours it does the same
-        return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
+        if picture.mode.startswith("I"):
+            grey = (np.asarray(upright) >> bits - 8).astype(np.uint8)  # Pillow would clip them; of 16-bit colours it does this
+            upright = Image.fromarray(255 - grey if white_is_zero else grey)
+        found = upright.convert("RGB")
+        found.info["frames"] = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)  # a camera's has previews
+        return found
 
 
 # The checks

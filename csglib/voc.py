@@ -20,6 +20,7 @@ from csglib.data import folder
 from csglib.files import MIB, check_size, read_text, short
 from csglib.pictures import Report, composed, endings, part_of, plain
 
+TESTS = ("val", "test", "dev", "eval", "holdout")  # the first that is there tests; VOC keeps what is in `test` to itself
 OUTSIDE = 2  # pixels: a box that leaves its photograph by no more, as by rounding or by counting from 0, is clipped
 
 
@@ -51,7 +52,7 @@ def voc_folder(root: Path) -> Path:
 
 def splits(voc: Path) -> tuple[str, str]:
     """What its two lists are called."""
-    return "train", next((split for split in ("val", "test", "dev", "eval") if list_of(voc, split)), "val")
+    return "train", next((split for split in TESTS if list_of(voc, split)), "val")
 
 
 def list_of(voc: Path, split: str) -> Path | None:
@@ -67,7 +68,9 @@ def names(voc: Path, split: str, report: Report) -> list[str]:
     """The photographs of a list."""
     if (path := list_of(voc, split)) is None:
         known = ", ".join(sorted(p.stem for p in (voc / "ImageSets" / "Main").glob("*.txt") if "_" not in p.stem)) or "no list"
-        raise Problem(f"{voc} has no split {split!r}: ImageSets/Main has {known}")
+        raise Problem(
+            f"{voc} has no split {split!r}: ImageSets/Main has {known}; write {split}.txt, one photograph's name a line"
+        )
     known, found = {composed(p.stem): p.stem for p in (voc / "Annotations").glob("*.xml")}, []
     for line in read_text(path, "correct the list").lstrip("\ufeff").splitlines():
         name = composed(line.strip())

@@ -76,7 +76,7 @@ def test_a_picture_is_cut_to_the_middle_square_and_turned_as_its_camera_says(pla
     exif[0x0112] = 3  # upside down
     Image.fromarray(pixels).save(place / "plain.png")
     Image.fromarray(pixels).save(place / "turned.png", exif=exif)
-    plain, turned = (folders.read_picture(place / f"{name}.png", 20) for name in ("plain", "turned"))
+    plain, turned = (folders.read_picture(place / f"{name}.png", 20)[0] for name in ("plain", "turned"))
     assert (plain[:, :, :10] == 50).all() and (plain[:, :, 10:] == 100).all()
     assert (turned[:, :, :10] == 100).all() and (turned[:, :, 10:] == 50).all()
 
@@ -84,7 +84,7 @@ def test_a_picture_is_cut_to_the_middle_square_and_turned_as_its_camera_says(pla
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
 def test_every_kind_of_picture_becomes_colours(mode, place):
     Image.new(mode, (30, 40)).save("x.tif")
-    assert folders.read_picture(Path("x.tif"), 32).shape == (3, 32, 32)
+    assert folders.read_picture(Path("x.tif"), 32)[0].shape == (3, 32, 32)
 
 
 # The split
@@ -279,7 +279,7 @@ def test_a_damaged_picture_is_read_or_refused_with_its_name(cut, flips, tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            assert folders.read_picture(path, 16).shape == (3, 16, 16)
+            assert folders.read_picture(path, 16)[0].shape == (3, 16, 16)
         except Problem as problem:
             assert "fuzzed.jpg" in str(problem)
 

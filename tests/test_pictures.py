@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from brought import BOX, SIZE, lists, loaded, photograph, put
+from brought import BOX, SIZE, lists, loaded, noise, photograph, put
 from PIL import Image
 
 from csglib import Problem, data, objects, pictures, runs, train
@@ -109,7 +109,7 @@ def move(root: Path, **names: str) -> None:
 def test_the_two_parts_are_known_whatever_they_are_called(train, test, pets, town):
     move(pets, train=train, test=test)
     move(town / "ImageSets/Main", **{"train.txt": f"{train}.txt", "val.txt": f"{test}.txt"})
-    for name in ("folder:pets@16",) + ("voc:town@16@car,van",) * (test != "Holdout"):
+    for name in ("folder:pets@16", "voc:town@16@car,van"):
         found = data.load(name)
         assert found.classes == (("cat", "dog") if "pets" in name else ("car", "van"))
         assert (len(found.train), len(found.test)) == ((8, 8) if "pets" in name else (4, 4))
@@ -192,6 +192,20 @@ def test_what_pillow_reads_is_read(ending, pets):
         pytest.skip(f"this Pillow cannot write it: {error}")
     found = data.load("folder:pets@16")
     assert (len(found.train), found.report) == (9, "")
+
+
+@pytest.mark.parametrize("ending, several", [("gif", True), ("tif", True), ("webp", True), ("png", True), ("mpo", False)])
+def test_of_several_frames_the_first_is_read_and_it_is_told(ending, several, pets, town):
+    more = {"save_all": True, "append_images": [noise(91, (12, 8)), noise(92, (12, 8))]}
+    put(pets / f"train/cat/more.{ending}", 90, noise(90, (12, 8)), **more)
+    photograph("p1", BOX.format("car", 1, 1, 4, 4), picture=noise(90, (12, 8)), ending=ending, **more)
+    if ending != "png":
+        (town / "JPEGImages/p1.png").unlink()
+    told = "1 picture of several frames, of which the first is read" if several else ""
+    for name in ("folder:pets@16", "folder:pets@16", "voc:town@16@car"):
+        found = loaded(name)
+        assert ("frames" in found.report) == several and told in found.report
+        assert len(found.train) == (9 if "pets" in name else 2)
 
 
 def test_a_picture_in_two_classes_is_left_out_of_both(pets, town):
