@@ -172,7 +172,7 @@ def opened(path: Path, remedy: str, formats: tuple[str, ...] = FORMATS) -> Itera
 
 
 def read(path: Path, remedy: str, near: int = 0) -> Image.Image:
-    """The picture in 8 bits of red, green and blue, turned as its camera says; of several frames, which `info` counts, the first.
+    """The picture in 8 bits of red, green and blue, turned as its camera says; of several frames, counted in `info`, the first.
 
     A large JPEG may be decoded at a half, a quarter or an eighth, so that no side is below `near`.
     """
