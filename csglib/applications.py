@@ -16,6 +16,7 @@ from torch import Tensor
 
 from csglib import Problem, attacks, data, localize, measured, metrics, objects
 from csglib.figures import BLUE, GREY, ORANGE, styled
+from csglib.markup import in_markdown
 from csglib.runs import Recipe, Run
 from csglib.tables import commit, spread
 from csglib.train import network
@@ -182,7 +183,10 @@ def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = ob
     if not any(entries.values()):
         return unmeasured("localisation")
     rows = {
-        name: {c: spread([float(e["crops"]["tight"]["firing"]["filters"][i]) for e in es], 0) for i, c in enumerate(classes)}
+        name: {
+            in_markdown(c): spread([float(e["crops"]["tight"]["firing"]["filters"][i]) for e in es], 0)
+            for i, c in enumerate(classes)
+        }
         for name, es in entries.items()
     }
     return grid(rows, "Network")

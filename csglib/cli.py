@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -103,8 +104,9 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     Args:
         action: get downloads the official release, checks and unpacks it; verify compares every file with its digest.
         dataset: cifar10; cifar10-mini, which is part of the repository; voc2007 to voc2012, PASCAL VOC of that year, to get;
-            voc:FOLDER, animals in VOC's layout, and folder:PATH, pictures with one subfolder a class, to verify; runs, the
-            published runs, to get where the library came without.
+            voc:PATH, objects in VOC's layout, and folder:PATH, pictures with one subfolder a class, to verify (@64 behind the
+            PATH is the side in pixels, @skip leaves out what cannot be read, and voc:PATH@cat,dog or @all says which classes);
+            runs, the published runs, to get where the library came without.
     """
     if (action, dataset) == ("get", "runs"):
         from csglib.release import get_runs
@@ -112,22 +114,23 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
         new, old = get_runs()
         print(f"runs: {new} fetched, {old} were here (in {PUBLISHED})")
         return
-    from csglib import check_name
-    from csglib.data import DATASETS, folder, get_cifar10, load
-    from csglib.objects import get_voc
+    from csglib.data import DATASETS, folder, get_cifar10, load, own, refuse
+    from csglib.voc import get_voc
 
     years = {f"voc{year}": str(year) for year in range(2007, 2013)}
     if action == "get" and dataset in years:
         print(f"{dataset}: photographs in {get_voc(years[dataset])}")
         return
-    if not (own := dataset.startswith(("voc:", "folder:"))):
-        check_name("dataset", dataset, DATASETS if action == "verify" else DATASETS | years)
+    if not own(dataset) and dataset not in DATASETS:
+        refuse(dataset, *(years if action == "get" else ()))
     if action == "get" and dataset == "cifar10":
         get_cifar10()
-    found = load(dataset)
-    told = f", of {', '.join(found.classes)}" if own else ", as released"
-    print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{told}", end="")
-    print("" if dataset == "cifar10-mini" or dataset.startswith("folder:") else f" (in {folder()})")
+    with warnings.catch_warnings(action="ignore"):  # the report is printed
+        found = load(dataset)
+    told = f", of {', '.join(found.classes)}" if own(dataset) else ", as released"
+    place = f" (in {folder()})" if dataset == "cifar10" else ""
+    report = f"; {found.report}" if found.report else ""
+    print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{told}{place}{report}")
 
 
 def list_runs(folder: Positional[Path] = PUBLISHED) -> None:
@@ -196,6 +199,7 @@ def doctor(gpu: bool = False) -> None:
 def main() -> None:
     commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "verify": verify}
     commands |= {"results": results, "missing": missing, "doctor": doctor}
+    warnings.formatwarning = lambda message, *_: f"csglib: {message}\n"  # without the place in the code
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="csglib", description=__doc__)
     except Problem as problem:

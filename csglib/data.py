@@ -1,11 +1,13 @@
 """The data sets as uint8 tensors that live on the device; augmented there, verified by digest, read without pickle.
 
 `cifar10` is the official binary release; `cifar10-mini` is the sample of 2,000 + 1,000 of its images in this repository;
-`voc:NAME` are the animals of a folder in PASCAL VOC's layout, one object an image (objects.py); `folder:PATH` is any tree of
-pictures with one subfolder a class (folders.py).
+`voc:PATH` are the objects of a folder in PASCAL VOC's layout, one an image (objects.py); `folder:PATH` is any tree of pictures
+with one subfolder a class (folders.py); pictures.py says what may follow a PATH.
 """
 
+import dataclasses
 import hashlib
+import importlib
 import os
 import tarfile
 import tempfile
@@ -22,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from csglib import Problem, check_name
+from csglib import Problem
 
 HERE = Path(__file__).resolve().parent
 CLONE = not (HERE / "root").exists()  # else a wheel, whose csglib/root carries what it needs of the repository
@@ -50,13 +52,16 @@ class Images:
 
     images: UInt8[Tensor, "N 3 H W"]  # red, green, blue
     labels: Int[Tensor, " N"]  # the numbers of their classes
-    groups: Int[Tensor, " N"] | None = None  # images of one group, such as a photograph, stay on one side of a split
+    groups: Int[Tensor, " N"] | None = None  # images of one group, a photograph or its copies, stay on one side of a split
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Images":
         return Images(self.images.to(device), self.labels.to(device), self.groups)
+
+    def take(self, order: Int[Tensor, " n"] | slice) -> "Images":
+        return Images(self.images[order], self.labels[order], None if self.groups is None else self.groups[order])
 
 
 @dataclass(frozen=True)
@@ -68,30 +73,44 @@ class Dataset:
     train: Images
     test: Images
     digest: str  # of the files that were read
+    report: str = ""  # one line on what was left out of them
 
     def to(self, device: torch.device | str) -> "Dataset":
-        return Dataset(self.name, self.classes, self.train.to(device), self.test.to(device), self.digest)
+        return dataclasses.replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 def load(name: str) -> Dataset:
     """A data set by name, its files verified.  Raises Problem where it is unknown, absent or altered."""
-    if name.startswith("voc:"):
-        return load_voc(name)
-    if name.startswith("folder:"):
-        from csglib import folders
-
-        return folders.load(name)
-    check_name("dataset", name, DATASETS)
+    if source := own(name):
+        return importlib.import_module(source).load(name)
+    if name not in DATASETS:
+        refuse(name)
     return DATASETS[name]()
 
 
-def present(name: str) -> bool:
-    """Whether photographs of one's own are there; other data sets can be fetched or say themselves what they lack."""
-    if name.startswith("folder:"):
-        from csglib import folders
+def own(name: str) -> str | None:
+    """The module that reads pictures of one's own of this name."""
+    return {"voc": "csglib.objects", "folder": "csglib.folders"}.get(name.partition(":")[0]) if ":" in name else None
 
-        return folders.present(name)
-    return not name.startswith("voc:") or (folder() / name.removeprefix("voc:")).exists()
+
+def refuse(name: str, *more: str) -> None:
+    there = f"; the folder of this name is folder:{name}" if os.path.isdir(os.path.expanduser(name)) else ""
+    raise Problem(
+        f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *more])}, or folder:PATH, pictures of your own with "
+        f"one subfolder a class, or voc:PATH, photographs with boxes{there}"
+    )
+
+
+def present(name: str) -> bool:
+    """Whether pictures of one's own are there; other data sets can be fetched or say themselves what they lack."""
+    if not own(name):
+        return True
+    from csglib.pictures import asked
+
+    try:
+        return bool(asked(name))
+    except Problem:
+        return False
 
 
 def folder() -> Path:
@@ -157,19 +176,8 @@ def load_cifar10_mini() -> Dataset:
     return Dataset("cifar10-mini", CLASSES, read("train"), read("test"), MINI_SHA256)
 
 
-def load_voc(name: str) -> Dataset:
-    """The animals of a folder beside the downloads: objects of its list `train` to learn from, of `val` to be tested on."""
-    from csglib.objects import ANIMALS, load
-
-    train, test = load(folder() / name.removeprefix("voc:"))
-    seen = hashlib.sha256()
-    for part in (train, test):
-        seen.update(part.images.numpy().tobytes())
-        seen.update(part.labels.numpy().tobytes())
-    return Dataset(name, ANIMALS, *(Images(p.images, p.labels, p.groups) for p in (train, test)), seen.hexdigest())
-
-
 DATASETS = {"cifar10": load_cifar10, "cifar10-mini": load_cifar10_mini}
+EMBEDDED = {"cifar10": "cifar10-mini"}  # what the repository holds of a data set that has to be fetched
 
 
 def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIFAR10_MD5) -> Path:

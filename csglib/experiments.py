@@ -161,7 +161,9 @@ def parameters(page: str, profile_name: str) -> dict:
 
 def published(page: str, profile_name: str, folder: Path | str | None = None) -> dict[str, list[Run]]:
     """The runs of the page's recipes that exist under the folder (data/runs if None); those that do not are left out."""
-    where = Path(folder or runs.PUBLISHED)
+    where = Path(str(folder or runs.PUBLISHED)).expanduser()
+    if folder and where != runs.PUBLISHED and not where.is_dir():
+        raise Problem(f"runs_folder {str(folder)!r} is no folder: name one that holds runs, or leave it out")
     return {
         name: [runs.published(recipe, where) for recipe in group if (where / recipe.name).exists()]
         for name, group in recipes(page, profile_name, where).items()

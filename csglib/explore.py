@@ -24,6 +24,7 @@ from csglib.views import THRESHOLDS, VIEWS, gated_data
 BUDGET = 400_000  # bytes that an explorer may add to its page, gzipped
 SCRIPT = Path(__file__).with_name("explore.js")
 STYLE = Path(__file__).with_name("explore.css")
+CLASS = "csg-explorer tex2jax_ignore mathjax_ignore"  # of the figure: MathJax would take a name with two dollars for a formula
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Explorer:
         uid = "csg-" + hashlib.sha256((self.title + payload).encode()).hexdigest()[:10]
         controls = "".join(control_html(uid, control) for control in self.controls)
         text = (
-            f'<figure class="csg-explorer" id="{uid}" aria-label="{html.escape(self.title)}"{self.sprite()}>'
+            f'<figure class="{CLASS}" id="{uid}" aria-label="{html.escape(self.title)}"{self.sprite()}>'
             f"<style>{STYLE.read_text()}</style>"
             f'<div class="csg-controls" hidden>{controls}</div><p class="csg-note" hidden></p>'
             f'<div class="csg-view">{render(self.view(self.start()))}</div><p class="csg-status" role="status"></p>'
@@ -91,8 +92,11 @@ class Explorer:
         for c in self.controls:
             style = {"description_width": "initial"}
             if c.kind == "checks":
+                names = [name.replace("$", "\uff04") for name in c.levels]  # MathJax looks for formulas in descriptions
+                if int(w.__version__.split(".")[0]) < 8:  # then they are HTML
+                    names = [html.escape(name) for name in names]
                 boxes[c.id] = [
-                    w.Checkbox(value=bool(c.start >> i & 1), description=name, indent=False) for i, name in enumerate(c.levels)
+                    w.Checkbox(value=bool(c.start >> i & 1), description=name, indent=False) for i, name in enumerate(names)
                 ]
                 parts += [w.HTML(html.escape(c.label)), *boxes[c.id]]
             else:
@@ -109,7 +113,7 @@ class Explorer:
 
         def show(_=None) -> None:
             style = f"<style>{STYLE.read_text()}</style>"
-            view.value = f'{style}<figure class="csg-explorer"{self.sprite()}>{render(self.view(state()))}</figure>'
+            view.value = f'{style}<figure class="{CLASS}"{self.sprite()}>{render(self.view(state()))}</figure>'
 
         for box in (box for group in boxes.values() for box in group):
             box.observe(show, names="value")

@@ -1,5 +1,6 @@
 """Plots that pages show.  Each function takes runs or tensors and returns a figure, in colours for all eyes."""
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 
@@ -31,16 +32,27 @@ STYLE = {
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the book's style, and close the figure, so that a notebook shows it once, as its cell's value."""
+    """Draw in the book's style, and close the figure, so that a notebook shows it once, as its cell's value.
+
+    Names of classes are drawn as they are, whatever is in them.
+    """
 
     @wraps(draw)
     def styled_draw(*args, **kwargs) -> Figure:
+        given = inspect.signature(draw).bind(*args, **kwargs)
+        if "classes" in given.arguments:
+            given.arguments["classes"] = tuple(map(drawn, given.arguments["classes"]))
         with plt.rc_context(STYLE):
-            figure = draw(*args, **kwargs)
+            figure = draw(*given.args, **given.kwargs)
         plt.close(figure)
         return figure
 
     return styled_draw
+
+
+def drawn(name: str) -> str:
+    """To matplotlib two dollars enclose a formula, and a label that begins with _ is not for the legend."""
+    return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 @styled

@@ -1,9 +1,13 @@
-"""The HTML of an explorer: its controls and its view.  explore.js replaces the content of the same elements."""
+"""The HTML of an explorer: its controls and its view.  explore.js replaces the content of the same elements.
+
+Classes are called what their owners call them, so names are escaped here, never trusted.
+"""
 
 import base64
 import html
 import io
 import json
+import re
 
 import numpy as np
 import torch
@@ -36,6 +40,11 @@ def sprite(images: torch.Tensor, across: int = 32) -> str:
     file = io.BytesIO()
     Image.fromarray(canvas).save(file, "WEBP", quality=70)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def in_markdown(name: str) -> str:
+    """As it is, in a table's cell too: no mark, no tag, and no formula, for which MathJax wants two dollars in one text."""
+    return re.sub(r"[^\w\s.,()-]|_", lambda c: f"&#{ord(c[0])};", name).replace("&#36;", "<span>&#36;</span>")
 
 
 def control_html(uid: str, c) -> str:

@@ -1,16 +1,12 @@
 """Photographs with boxes in the layout of PASCAL VOC, cut to one object an image, the box in the pixels of the cut.
 
-A folder holds JPEGImages/NAME.jpg, Annotations/NAME.xml and ImageSets/Main/SPLIT.txt with one NAME a line.  Since a split lists
-photographs, no two objects of one photograph are on different sides.  Masks are read where there are any: those of objects and
-parts from PASCAL-Part's Annotations_Part/NAME.mat, else those of objects from VOC's SegmentationObject/NAME.png.
+Which photographs there are, and what is in them, voc.py reads.  Since a list is of photographs, no two objects of one are on
+different sides.  Masks are read where there are any: those of objects and parts from PASCAL-Part's Annotations_Part/NAME.mat,
+else those of objects from VOC's SegmentationObject/NAME.png.
 """
 
-import os
-import re
-import tarfile
-import tempfile
+import hashlib
 import warnings
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from csglib import Problem
-from csglib.files import MIB, apart, check_size, read_text
+from csglib.data import Dataset, Images, digest
+from csglib.files import MIB, apart, check_size
+from csglib.pictures import SIZE, Report, asked, checked, opened, plain, read
+from csglib.voc import Box, all_classes, boxes_of, names, picture_of, read_xml, remedy, splits, voc_folder
 
 ANIMALS = ("bird", "cat", "cow", "dog", "horse", "sheep")
-PIXELS = 50_000_000  # of a photograph: 150 MB in memory
+REMEDY = "add photographs, or name the classes that are there, as in voc:pets@cat,dog, or all of them, voc:pets@all"
 
 
 @dataclass(frozen=True)
@@ -35,29 +34,25 @@ class Objects:
     photographs: tuple[str, ...]  # the name of each object's photograph
     masks: Bool[Tensor, "N S S"]  # empty of objects without one
     parts: tuple[dict[str, Bool[Tensor, "S S"]], ...]  # the masks of each object's parts by their names
+    sums: tuple[str, ...] = ()  # the sha256 of each object's photograph
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def groups(self) -> Int[Tensor, " N"]:
-        """Which photograph each object is of, numbered in their order."""
-        place = {name: i for i, name in enumerate(dict.fromkeys(self.photographs))}
-        return torch.tensor([place[name] for name in self.photographs])
+        """Which photograph each object is of, numbered in their order; copies of one have one number."""
+        return numbers(self.sums)
 
     def take(self, order: list[int]) -> "Objects":
         names = tuple(self.photographs[i] for i in order)
-        parts = tuple(self.parts[i] for i in order)
-        return Objects(self.images[order], self.labels[order], self.boxes[order], names, self.masks[order], parts)
+        parts, sums = tuple(self.parts[i] for i in order), tuple(self.sums[i] for i in order if self.sums)
+        return Objects(self.images[order], self.labels[order], self.boxes[order], names, self.masks[order], parts, sums)
 
 
-@dataclass(frozen=True)
-class Box:
-    name: str  # class
-    left: int  # 0-based
-    top: int
-    right: int  # the first column outside
-    bottom: int
+def numbers(keys: tuple[str, ...]) -> Int[Tensor, " N"]:
+    place = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([place[key] for key in keys])
 
 
 @dataclass(frozen=True)
@@ -66,35 +61,70 @@ class Shape:
     parts: dict[str, np.ndarray]
 
 
+def load(name: str) -> Dataset:
+    """The data set of a name `voc:PATH`: objects of its list `train` to learn from, of `val` (else `test`) to be tested on."""
+    wanted = asked(name)
+    report, classes = Report(wanted.skip), tuple(map(plain, wanted.classes)) or ANIMALS
+    if classes == ("all",):
+        classes = all_classes(voc_folder(wanted.root), wanted.skip)
+    train, test = both(wanted.root, wanted.size, classes=classes, report=report)
+    seen = hashlib.sha256()
+    for part in (train, test):
+        seen.update(part.images.numpy().tobytes())
+        seen.update(part.labels.numpy().tobytes())
+    if wanted.classes:
+        seen.update(repr(classes).encode())
+    groups = numbers(train.sums + test.sums).split([len(train), len(test)])
+    parts = [Images(p.images, p.labels, g) for p, g in zip((train, test), groups, strict=True)]
+    return checked(name, classes, *parts, seen.hexdigest(), report, REMEDY)
+
+
+def both(
+    root: Path | str,
+    size: int = SIZE,
+    context: float = 1.0,
+    classes: tuple[str, ...] = ANIMALS,
+    report: Report | None = None,
+) -> tuple[Objects, Objects]:
+    """The objects of both lists.  The photographs of train are shuffled, so that its end can be held out."""
+    train, val = (read_voc(root, split, classes, size, context, report=report) for split in splits(voc_folder(Path(root))))
+    rank = torch.randperm(int(train.groups.max()) + 1, generator=torch.Generator().manual_seed(0))
+    return train.take(rank[train.groups].argsort(stable=True).tolist()), val
+
+
 def read_voc(
     root: Path | str,
     split: str,
     classes: tuple[str, ...] = ANIMALS,
-    size: int = 128,
+    size: int = SIZE,
     context: float = 1.0,
     skip: bool = False,
+    report: Report | None = None,
 ) -> Objects:
     """All objects of these classes in a split, each cut to a square of `context` times its box's longer side.
 
     The paper's crops have context 1, the object in the middle and black outside the photograph; a wider square is moved into
-    the photograph as far as that goes.  What is wrong with a photograph raises
-    Problem; with `skip` it is left out with a warning.
+    the photograph as far as that goes.  What is wrong with a photograph raises Problem; with `skip` it is left out.  What is
+    left out is counted in the report, or told by a warning where none is given.
     """
-    folder = voc_folder(Path(root))
-    images, labels, boxes, photographs, masks, parts = [], [], [], [], [], []
-    for name in names(folder, split):
+    voc, told = voc_folder(Path(root)), report or Report(skip)
+    images, labels, boxes, photographs, masks, parts, sums = [], [], [], [], [], [], []
+    for name in names(voc, split, told):
         try:
-            found = read_xml(folder / "Annotations" / f"{name}.xml", classes)
-            picture = read_image(folder / "JPEGImages" / f"{name}.jpg") if found else None
-            for box in found:
-                check_box(box, picture, name)
-            shapes = read_shapes(folder, picture, name) if found else []
+            found = read_xml(voc / "Annotations" / f"{name}.xml", classes)
+            path = picture_of(voc, name)
+            with warnings.catch_warnings(action="ignore"):  # of pixels, which are bounded, and of metadata that nobody reads
+                picture = read(path, remedy(name)) if found.boxes else None
+                shapes = read_shapes(voc, picture, name) if found.boxes else []
+            kept = boxes_of(found, picture, name) if found.boxes else []
         except Problem as problem:
-            if not skip:
-                raise
-            warnings.warn(f"left out: {problem}", stacklevel=2)
+            told.fails(problem)
             continue
-        for box in found:
+        told.left.update(found.left)
+        told.noted.update(found.noted)
+        told.noted["pictures of several frames, of which the first is read"] += bool(kept) and picture.info["frames"] > 1
+        told.left["photographs without an object of these classes"] += not kept
+        for box in kept:
             square = around(box, context, picture)
             shape = best_shape(shapes, box)
             images.append(torch.from_numpy(np.asarray(cut_out(picture, square, size)).copy()).permute(2, 0, 1))
@@ -103,83 +133,14 @@ def read_voc(
             photographs.append(name)
             masks.append(cut_mask(shape.mask, square, size) if shape else torch.zeros(size, size, dtype=torch.bool))
             parts.append({part: cut_mask(m, square, size) for part, m in shape.parts.items()} if shape else {})
+        sums += [digest(path)] * len(kept) if kept else []
     if absent := [c for i, c in enumerate(classes) if i not in labels]:
-        raise Problem(f"{folder} has no object of class {absent[0]} in split {split}: leave the class out, or add photographs")
+        why = f" ({told})" if str(told) else ""
+        raise Problem(f"{voc} has no object of class {absent[0]} in split {split}{why}: {REMEDY}")
+    if report is None and str(told):
+        warnings.warn(f"{voc}, {split}: {told}", stacklevel=2)
     where = torch.tensor(labels), torch.tensor(boxes), tuple(photographs)
-    return Objects(torch.stack(images), *where, torch.stack(masks), tuple(parts))
-
-
-def load(root: Path | str, size: int = 128, context: float = 1.0) -> tuple[Objects, Objects]:
-    """The animals of the lists train and val.  The photographs of train are shuffled, so that its end can be held out."""
-    train, val = (read_voc(root, split, size=size, context=context) for split in ("train", "val"))
-    rank = torch.randperm(int(train.groups.max()) + 1, generator=torch.Generator().manual_seed(0))
-    return train.take(rank[train.groups].argsort(stable=True).tolist()), val
-
-
-def voc_folder(root: Path) -> Path:
-    """The folder itself, or the only one of VOC's layout in its VOCdevkit."""
-    found = [p for p in (root, *sorted(root.glob("VOCdevkit/*"))) if (p / "Annotations").is_dir()]
-    if len(found) != 1:
-        there = ", ".join(p.name for p in found) or "none"
-        raise Problem(f"{root} should hold one folder with JPEGImages, Annotations and ImageSets, and has {there}: name it")
-    return found[0]
-
-
-def names(folder: Path, split: str) -> list[str]:
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)) or "no list"
-        raise Problem(f"{folder} has no split {split!r}: ImageSets/Main has {known}")
-    found = [line.split()[0] for line in read_text(path, "correct the list").splitlines() if line.strip()]
-    if bad := [name for name in found if not re.fullmatch(r"[\w.+-]+", name)]:
-        raise Problem(f"{path} names {bad[0][:80]!r}, which is no file of JPEGImages: correct the list")
-    if len(found) > len(set(found)):
-        raise Problem(f"{path} names a photograph twice: correct the list")
-    return found
-
-
-def read_xml(path: Path, classes: tuple[str, ...]) -> list[Box]:
-    remedy = f"correct it, or take {path.stem} out of its list"
-    check_size(path, MIB, remedy)
-    try:
-        return [
-            Box(o.findtext("name"), *(round(float(o.findtext(f"bndbox/{side}"))) - first for side, first in SIDES))
-            for o in ET.parse(path, ET.XMLParser(target=Tree())).getroot().iter("object")
-            if o.findtext("name") in classes
-        ]
-    except (ET.ParseError, TypeError, ArithmeticError, ValueError, LookupError) as error:
-        raise Problem(f"{path} cannot be read ({error}): {remedy}") from None
-
-
-class Tree(ET.TreeBuilder):
-    """Refuses what an annotation has no use for: entities, which may name each other until memory is full, or other files."""
-
-    def doctype(self, *_) -> None:
-        raise ValueError("it declares a document type")
-
-
-SIDES = (("xmin", 1), ("ymin", 1), ("xmax", 0), ("ymax", 0))  # VOC counts from 1, and its right and bottom are inside
-
-
-def read_image(path: Path, mode: str | None = "RGB") -> Image.Image:
-    """A JPEG photograph in colours or, without a mode, a PNG of object numbers as it is."""
-    remedy = f"restore it, or take {path.stem} out of its list"
-    try:
-        with warnings.catch_warnings(), Image.open(path, formats=["JPEG" if mode else "PNG"]) as picture:
-            warnings.simplefilter("ignore")  # of pixels and metadata; the next line bounds the one, nobody reads the other
-            if picture.width * picture.height > PIXELS:
-                raise Problem(f"{path} has {picture.width} x {picture.height} pixels, more than {PIXELS}: {remedy}")
-            return picture.convert(mode) if mode else picture.copy()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Problem(f"{path} does not decode ({error}): {remedy}") from None
-
-
-def check_box(box: Box, picture: Image.Image, name: str) -> None:
-    if not (0 <= box.left < box.right <= picture.width and 0 <= box.top < box.bottom <= picture.height):
-        raise Problem(
-            f"the {box.name} of photograph {name} has a box outside of its {picture.width} x {picture.height} pixels "
-            f"({box.left}, {box.top}, {box.right}, {box.bottom}): correct the annotation"
-        )
+    return Objects(torch.stack(images), *where, torch.stack(masks), tuple(parts), tuple(sums))
 
 
 def read_shapes(folder: Path, picture: Image.Image, name: str) -> list[Shape]:
@@ -188,7 +149,8 @@ def read_shapes(folder: Path, picture: Image.Image, name: str) -> list[Shape]:
     if mat.is_file():
         shapes = read_mat(mat)
     elif png.is_file():
-        ids = np.asarray(read_image(png, None))
+        with opened(png, "restore it, or remove it", ("PNG",)) as picture_of_ids:
+            ids = np.asarray(picture_of_ids)
         if ids.ndim != 2:
             raise Problem(f"{png} is no picture of object numbers, one a pixel: restore it, or remove it")
         shapes = [Shape(ids == i, {}) for i in np.unique(ids) if i not in (0, 255)]  # 0 is background, 255 the border
@@ -258,33 +220,3 @@ def inside(box: Box, square: tuple[int, int, int], size: int) -> list[float]:
     left, top, side = square
     sides = (box.left - left, box.top - top, box.right - left, box.bottom - top)
     return [min(max(s * size / side, 0.0), float(size)) for s in sides]
-
-
-def get_voc(year: str = "2010", root: Path | None = None) -> Path:
-    """Download PASCAL VOC's training and validation photographs of a year; the folder appears whole or not at all."""
-    from torchvision.datasets import VOCDetection
-
-    from csglib.data import folder
-
-    root = root or folder()
-    target = root / f"voc{year}"
-    if target.exists():
-        voc_folder(target)
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as tmp:
-        before = vars(tarfile.TarFile)["extraction_filter"]
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-        try:
-            VOCDetection(tmp, year, "trainval", download=True)  # checks the archive's md5; the filter keeps it in its folder
-        except (OSError, RuntimeError, tarfile.TarError) as error:
-            raise Problem(
-                f"could not download PASCAL VOC {year} ({error}): try again, or unpack its VOCdevkit into {target} by hand"
-            ) from None
-        finally:
-            tarfile.TarFile.extraction_filter = before
-        for archive in Path(tmp).glob("*.tar"):
-            archive.unlink()
-        os.rename(tmp, target)
-        os.mkdir(tmp)  # for its own removal
-    return target

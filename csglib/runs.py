@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -32,14 +33,14 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 FORMS = tuple(itertools.product(("bfloat16", "float16", "float32"), ("plain", "fast")))  # precision and loop: how, not what
 FILES = ("recipe.json", "history.jsonl", "model.safetensors", "readout.safetensors", "metrics.json")
 AGAIN = "restore it with git, or train the run again into a new folder"
-NAME = re.compile(r"(?!/)(?!.*\.\.)[A-Za-z0-9._:@,/+ -]*")  # what a recipe may call things: it reaches shells, pages and paths
+NAME = re.compile(r"(?!/)(?!.*\.\.)[A-Za-z0-9._:@,/+ ~-]*")  # what a recipe may call things: it reaches shells, pages and paths
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
-    dataset: str = "cifar10"  # cifar10 | cifar10-mini | voc:FOLDER, VOC's animals | folder:PATH, a subfolder a class
+    dataset: str = "cifar10"  # cifar10 | cifar10-mini | voc:PATH, VOC's objects | folder:PATH, a subfolder a class
     net: str = "resnet20"  # resnet20, or NAME@LAYER: a network of torchvision cut after that layer, such as resnet18@layer4
     method: str = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: int = 30  # passes over the training images, of both paths together
@@ -71,11 +72,12 @@ class Recipe:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            if f.type is float:  # 1 and 1.0 are one value and get one key
-                object.__setattr__(self, f.name, float(getattr(self, f.name)))
-        plain = "use letters, digits and . _ - + @ : , / alone, and no path upwards; ln -s gives a folder another name"
+            object.__setattr__(self, f.name, typed(f.name, f.type, getattr(self, f.name)))
+        plain = "use letters, digits and . _ - + @ : , / ~ alone, and no path upwards; ln -s gives a folder another name"
+        own = f"{plain}; pictures of your own are called folder:PATH"
         for name, ok, remedy in (
-            *((name, NAME.fullmatch(getattr(self, name)), plain) for name in ("dataset", "net", "method", "thaw")),
+            ("dataset", NAME.fullmatch(self.dataset), own),
+            *((name, NAME.fullmatch(getattr(self, name)), plain) for name in ("net", "method", "thaw")),
             ("epochs", self.epochs >= 1, "train for at least 1"),
             ("seed", 0 <= self.seed < 2**40, "use 0, 1, 2, ..."),
             ("batch_size", self.batch_size >= 2, "batch normalisation needs at least 2 images"),
@@ -166,6 +168,17 @@ class Recipe:
             if types[name] is not str and abs(value) > 2**63:
                 raise Problem(f"{source}: recipe field {name} is larger than any sensible number: correct it")
         return cls(**{name: types[name](value) for name, value in values.items()})
+
+
+def typed(name: str, kind: type, value: object) -> object:
+    """The value as one of its field's type: 1 and 1.0 are one value and get one key, whichever a notebook's parameter is."""
+    if kind is str and isinstance(value, str):
+        return value
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if kind is str or not number or (kind is int and value % 1 != 0):
+        told = {str: "text", int: "a whole number such as 3", float: "a number such as 0.5"}[kind]
+        raise Problem(f"{name} {value!r} is of another type: give {told}")
+    return kind(value)
 
 
 @dataclass(frozen=True)

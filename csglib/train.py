@@ -209,11 +209,10 @@ def load(recipe: Recipe) -> Dataset:
         return dataset
     a = dataset.train
     while n < len(a) and a.groups is not None and a.groups[-n] == a.groups[-n - 1]:
-        n += 1  # take the photograph whole
+        n += 1  # take the photograph, or the copies of a picture, whole
     if n >= len(a):
         raise Problem(f"holdout {recipe.holdout} leaves none of the {len(a)} training images: choose a smaller one")
-    part = [Images(a.images[s], a.labels[s]) for s in (slice(-n), slice(-n, None))]
-    return dataclasses.replace(dataset, train=part[0], test=part[1])
+    return dataclasses.replace(dataset, train=a.take(slice(-n)), test=a.take(slice(-n, None)))
 
 
 def test_row(net, gate, images: Images, precision: str) -> dict:
@@ -374,7 +373,7 @@ def network(run: Run) -> nets.Split:
 def read_images(run: Run) -> Readout:
     """A run's readout made anew from its weights and the test images; equal to the stored one up to its rounding."""
     dataset = load(run.recipe)
-    if run.recipe.dataset.startswith("folder:") and dataset.digest != run.provenance["data_digest"]:
+    if dataset.digest != run.provenance["data_digest"]:
         raise Problem(
             f"{run.path} was trained on other pictures than {run.recipe.dataset} has now: restore them, or train again"
         )
@@ -382,10 +381,14 @@ def read_images(run: Run) -> Readout:
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
 
 
+def at_hand(recipe: Recipe) -> Dataset:
+    """The recipe's data, or what the repository holds of them, so that no download is needed."""
+    return data.load(data.EMBEDDED[recipe.dataset]) if recipe.dataset in data.EMBEDDED else load(recipe)
+
+
 def sample(run: Run) -> UInt8[Tensor, "N 3 H W"]:
-    """Test images to look at: of CIFAR-10 the embedded sample's, of a folder its first thousand."""
-    own = run.recipe.dataset.startswith("folder:")
-    return (load(run.recipe) if own else data.load("cifar10-mini")).test.images[:1000]
+    """Test images to look at."""
+    return at_hand(run.recipe).test.images[:1000]
 
 
 @torch.no_grad()
@@ -397,9 +400,6 @@ def sample_maps(run: Run) -> Float[Tensor, "N K h w"]:
 
 
 def fitted_matrix(run: Run, n: int = 2000) -> Float[Tensor, "C K"]:
-    """A class matrix for a network trained without one: each filter to the class that excites it most, in training images.
-
-    Of CIFAR-10 these are the training images of the embedded sample, so that no download is needed.
-    """
-    images = data.load("cifar10-mini").train if run.recipe.dataset == "cifar10" else load(run.recipe).train
-    return cluster(class_means(read_out(network(run), None, Images(images.images[:n], images.labels[:n]))))
+    """A class matrix for a network trained without one: each filter to the class that excites it most, in training images."""
+    images = at_hand(run.recipe).train.take(slice(n))
+    return cluster(class_means(read_out(network(run), None, images)))

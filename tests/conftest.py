@@ -19,6 +19,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("csglib", "beartype.beartype")  # before csglib is first imported
 
+from brought import pets, place, town  # noqa: E402, F401 (fixtures)
+
 from csglib import data, runs  # noqa: E402
 from csglib.information import mutual_information  # noqa: E402
 

@@ -440,9 +440,10 @@ def test_a_photograph_of_too_many_pixels_is_refused_before_it_is_decoded(voc):
         read_birds(voc)
 
 
-def test_a_picture_of_another_format_is_refused(voc):
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "ICO", "PDF"])
+def test_a_format_that_runs_programs_or_has_a_vague_beginning_is_no_photograph(kind, voc):
     file = io.BytesIO()
-    Image.new("RGB", (60, 40)).save(file, "PNG")
+    Image.new("RGB", (60, 40)).save(file, kind)
     with changed(voc / "JPEGImages/a.jpg", file.getvalue()), pytest.raises(Problem, match="does not decode"):
         read_birds(voc)
 

@@ -5,6 +5,7 @@ import io
 import shutil
 import tarfile
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from conftest import SHARED
 from PIL import Image
 
-from csglib import Problem, data, experiments, localize, nets, objects, train
+from csglib import Problem, data, experiments, localize, nets, objects, runs, train
 from csglib.objects import ANIMALS
 from csglib.runs import Recipe
 
@@ -42,7 +43,7 @@ def test_objects_are_cut_out_square_with_the_box_in_the_pixels_of_the_cut(voc):
     found = objects.read_voc(voc, "train", classes=("bird", "cat"), size=20)
     assert found.images.shape == (3, 3, 20, 20) and found.labels.tolist() == [0, 1, 0]
     assert found.photographs == ("a", "a", "b")
-    assert found.boxes.tolist() == [[0, 5, 20, 15], [0, 0, 20, 20], [5, 0, 15, 20]]
+    assert found.boxes.tolist() == [[0, 5, 20, 15], [0, 0, 20, 20], [5, 0, 15, 20]]  # the longer side is the cut's
     first = found.images[0].float().mean(0) / 255
     assert first[6:14].mean() > 0.95 and first[:4].mean() < 0.05  # the box is white, its surroundings are black
 
@@ -71,14 +72,14 @@ DAMAGES = {
         r"a\.xml cannot be read",
     ),
     "box outside": (
-        lambda f: (f / "Annotations/a.xml").write_text(XML.format(OBJECT.format("bird", 50, 1, 61, 9))),
+        lambda f: (f / "Annotations/a.xml").write_text(XML.format(OBJECT.format("bird", 50, 1, 63, 9))),
         r"bird of photograph a has a box outside of its 60 x 40 pixels",
     ),
     "box inverted": (
         lambda f: (f / "Annotations/a.xml").write_text(XML.format(OBJECT.format("bird", 9, 1, 4, 9))),
         "box outside",
     ),
-    "image missing": (lambda f: (f / "JPEGImages/a.jpg").unlink(), r"a\.jpg does not decode"),
+    "image missing": (lambda f: (f / "JPEGImages/a.jpg").unlink(), r"a\.jpg is missing"),
     "image cut off": (
         lambda f: (f / "JPEGImages/a.jpg").write_bytes((f / "JPEGImages/a.jpg").read_bytes()[:200]),
         r"a\.jpg does not decode",
@@ -107,34 +108,55 @@ def test_a_folder_of_another_layout_and_an_unknown_split_are_refused(voc, tmp_pa
     assert len(objects.read_voc(voc / "VOCdevkit" / "VOC2007", "train", classes=("bird",))) == 2
 
 
+def test_a_name_without_a_folder_or_of_another_layout_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    with pytest.raises(Problem, match="there is no folder nowhere here and no .*/nowhere: name one that has JPEGImages"):
+        data.load("voc:nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(Problem, match="other should hold one folder with JPEGImages"):
+        data.load("voc:other")
+
+
 def test_a_list_cannot_name_a_file_elsewhere(voc):
     (voc / "VOCdevkit/VOC2012/ImageSets/Main/train.txt").write_text("../../../secret\n")
     with pytest.raises(Problem, match="names '../../../secret'"):
         objects.read_voc(voc, "train")
 
 
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory):
+    """animals("det_animals"): the data set of photographs that are not ours to pass on."""
+    folder = tmp_path_factory.mktemp("animals")
+
+    @functools.cache
+    def read(name: str) -> data.Dataset:
+        if not (root := SHARED / "data" / name).is_dir():
+            pytest.skip(f"the animals are not here: {root}")
+        (folder / name).symlink_to(root)
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+            patch.setenv("CSGLIB_DATA", str(folder))
+            return data.load(f"voc:{name}")
+
+    return read
+
+
 @pytest.mark.parametrize("name, counts", [("voc_animals", 587), ("det_animals", 2652)])
-def test_the_animals_are_read_whole_and_split_by_photograph(name, counts):
-    root = SHARED / "data" / name
-    if not root.is_dir():
-        pytest.skip(f"the animals are not here: {root}")
-    train, val = (objects.read_voc(root, split, size=16) for split in ("train", "val"))
-    assert len(train) + len(val) == counts
-    assert not set(train.photographs) & set(val.photographs)
-    for part in (train, val):
-        assert set(part.labels.tolist()) == set(range(len(ANIMALS)))
-        longer = torch.maximum(part.boxes[:, 2] - part.boxes[:, 0], part.boxes[:, 3] - part.boxes[:, 1])
-        assert torch.allclose(longer, torch.tensor(16.0), atol=0.01)
+def test_the_animals_are_read_whole_and_split_by_photograph(name, counts, animals):
+    found = animals(name)
+    assert len(found.train) + len(found.test) == counts and "both parts" not in found.report
+    assert not set(found.train.groups.tolist()) & set(found.test.groups.tolist())
+    assert all(set(part.labels.tolist()) == set(range(len(ANIMALS))) for part in (found.train, found.test))
 
 
-def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(tmp_path, monkeypatch):
-    root = SHARED / "data" / "voc_animals"
-    if not root.is_dir():
-        pytest.skip(f"the animals are not here: {root}")
-    (tmp_path / "animals").symlink_to(root)
-    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "load", functools.cache(data.load))
-    whole = data.load("voc:animals")
+def test_the_published_runs_have_the_animals_that_are_read_now(animals):
+    """Pixel for pixel: the digest is of the images."""
+    of = [runs.read(path).provenance["data_digest"] for path in sorted(runs.PUBLISHED.glob("voc-det_animals-*"))]
+    assert len(of) >= 6 and set(of) == {animals("det_animals").digest}
+
+
+def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(animals, tmp_path, monkeypatch):
+    whole = animals("voc_animals")
+    monkeypatch.setattr(data, "load", lambda _: whole)
     assert whole.classes == ANIMALS and whole.train.images.shape[1:] == (3, 128, 128)
     for n in (30, 31, 32, 33):
         part = train.load(Recipe(dataset="voc:animals", holdout=n))
@@ -143,8 +165,6 @@ def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(tmp_pa
         assert whole.train.groups[left - 1] != whole.train.groups[left]
     assert len(set(part.test.labels.tolist())) > 3  # the photographs are shuffled
     assert Recipe(dataset="voc:animals", precision="float32").name.startswith("voc-animals-resnet20")
-    with pytest.raises(Problem, match="should hold one folder with JPEGImages"):
-        data.load("voc:nowhere")
 
 
 # Masks and parts, where the data have them

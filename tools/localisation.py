@@ -65,7 +65,7 @@ def measure(run: Run) -> dict:
 
 
 def tight(net: nets.Split, root: Path) -> dict:
-    train, val = objects.load(root)
+    train, val = objects.both(root)
     train = train.take(list(range(FITTED)))
     train_maps, maps = maps_of(net, train), maps_of(net, val)
     masks, C = masks_of(val), len(objects.ANIMALS)
@@ -84,7 +84,7 @@ def tight(net: nets.Split, root: Path) -> dict:
 
 
 def wide(net: nets.Split, root: Path) -> dict:
-    train, val = objects.load(root, size=256, context=2.0)
+    train, val = objects.both(root, size=256, context=2.0)
     train = train.take(list(range(min(FITTED, len(train)))))
     heats = (heat_of(net, maps_of(net, part), part) for part in (train, val))
     scores = localize.cam_scores(next(heats), train.boxes, next(heats), val.boxes, masks_of(val))
