@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import Problem, claims, experiments, runs, scaling, speed, tables
+from csglib import Problem, claims, experiments, front, runs, scaling, speed, tables, worked
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -41,8 +41,7 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def write_results(sources: Path, results: list[dict]) -> None:
-    """The table of all claims for the index, and one section a page for the results."""
-    (sources / "_claims.md").write_text(claims.markdown(results))
+    """One section a page for the results."""
     contradicted = [c for c in results if c["verdict"] == "contradicted"]
     (sources / "_contradicted.md").write_text(claims.markdown(contradicted) if contradicted else "No claim so far.\n")
     sections = []
@@ -51,6 +50,13 @@ def write_results(sources: Path, results: list[dict]) -> None:
         title = nbformat.read(sources / f"{page}.ipynb", as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
         sections.append(f"## {title}\n\n{claims.answer(judged)} See {{doc}}`{page}`.\n\n{claims.markdown(judged)}")
     (sources / "_results.md").write_text("\n".join(sections))
+
+
+def write_front(sources: Path, results: list[dict], profile: str, runs_folder: str) -> None:
+    """The generated parts of the first page and of the method."""
+    found = experiments.published("which-one", profile, runs_folder)
+    for name, text in (front.pages(results, found) | worked.pages(found)).items():
+        (sources / name).write_text(text)
 
 
 def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
@@ -80,6 +86,7 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
     for page in experiments.book()["pages"]:
         nbformat.write(clean(nbformat.read(done / f"{page}.ipynb", as_version=4)), sources / f"{page}.ipynb")
     write_results(sources, json.loads((done / "results.json").read_text()))
+    write_front(sources, json.loads((done / "results.json").read_text()), profile, runs_folder)
     write_runs(sources, profile, runs_folder)
     if (sources / "how-fast.md").exists():
         write_speed(sources)
