@@ -35,7 +35,9 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "middle",
     return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}"{turned}>{html.escape(words)}</text>'
 
 
-def links(strength: Float[Tensor, "C K"], own: Int[Tensor, " K"], names: tuple[str, ...], faces: list[str], title: str) -> str:
+def links(
+    strength: Float[Tensor, "C K"], own: Int[Tensor, " K"], names: tuple[str, ...], faces: list[str], title: str, least: float = 0.05
+) -> str:
     """Filters above, sorted by the class that owns them, classes below; a line for each use, as strong as the use.
 
     `strength` is scaled filter by filter, so that each filter's strongest line is drawn full.
@@ -47,7 +49,7 @@ def links(strength: Float[Tensor, "C K"], own: Int[Tensor, " K"], names: tuple[s
     side = min(cell - 6, 32)
     at = {k: 8 + step * (i + 0.5) for i, k in enumerate(order)}
     to = [4 + cell * (c + 0.5) for c in range(C)]
-    drawn = sorted((share[c, k].item(), c, k) for c in range(C) for k in range(K) if share[c, k] > 0.05)  # strong ones on top
+    drawn = sorted((share[c, k].item(), c, k) for c in range(C) for k in range(K) if share[c, k] > least)  # strong ones on top
     lines = "".join(
         f'<path d="M{at[k]:.1f} 34C{at[k]:.1f} 110 {to[c]:.1f} 120 {to[c]:.1f} 196" class="class-{c % 10}" '
         f'stroke-width="{0.5 + 1.6 * s:.2f}" opacity="{0.1 + 0.8 * s:.2f}"/>'
@@ -141,26 +143,29 @@ def rhythm(history: list[dict]) -> str:
     )
 
     def panel(top: float, height: float, ticks: tuple[float, ...], lines: dict[str, str]) -> str:
+        def y(value: float) -> float:
+            return top + height * (1 - value / ticks[-1])
+
         marks = "".join(
-            f'<line x1="36" x2="{WIDE - 10}" y1="{top + height * (1 - t):.1f}" y2="{top + height * (1 - t):.1f}" class="rail"/>'
-            + text(32, top + height * (1 - t) + 4, f"{t:g}", "small", "end")
+            f'<line x1="36" x2="{WIDE - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}" class="rail"/>' + text(32, y(t) + 4, f"{t:g}", "small", "end")
             for t in ticks
         )
         for field, kind in lines.items():
             points = " ".join(
-                f"{x(i + 0.5):.1f},{top + height * (1 - row[field]):.1f}"
+                f"{x(i + 0.5):.1f},{y(row[field]):.1f}"
                 for i, row in enumerate(history)
                 if row.get(field) is not None
             )
             marks += f'<polyline points="{points}" class="line {kind}"/>'
         return marks
 
+    top = 1.0 if max((row.get("density") or 0) for row in history) > 0.2 else 0.2  # trained well it is near 1/C at once
     body = (
         shade
         + letters
         + panel(40, 100, (0, 0.5, 1), {"test_accuracy": "std", "test_accuracy_gated": "csg"})
         + text(44, 35, "test accuracy: standard path (solid), gated path (dashed)", "small", "start")
-        + panel(168, 48, (0, 0.5, 1), {"density": "csg solid"})
+        + panel(168, 48, (0, top / 2, top), {"density": "csg solid"})
         + text(44, 163, "density of the gate", "small", "start")
         + text(38, 236, f"epoch 1 to {n}; shaded, G: trains the gated path", "small", "start")
     )
@@ -173,46 +178,46 @@ def faces(images: UInt8[Tensor, "N 3 H W"], labels: Int[Tensor, " N"], classes: 
     return [picture(images[int(torch.nonzero(labels == c)[0])]) for c in range(classes)]
 
 
-def paths(face: str, name: str) -> str:
-    """The two ways from an image to a prediction: through all filters, or through those that the gate leaves to its class."""
-    fires = (0.9, 0.6, 0.35, 0.5, 0.2, 0.3, 0.45, 0.15)  # a sketch: two filters for each of four classes
-    head, arrow = 286, "M{} {}L{} {}m-5 -3.5l5 3.5l-5 3.5"
+def paths(face: str) -> str:
+    """The two ways from a bird to a prediction: through all filters, or through those that the gate leaves to birds."""
+    kinds = {2: "bird", 3: "cat", 8: "ship", 9: "truck"}  # a sketch of four classes with two filters each, in their colours
+    fires, head, arrow = (0.9, 0.65, 0.35, 0.5, 0.2, 0.3, 0.45, 0.15), 280, "M{} {}L{} {}m-5 -3.5l5 3.5l-5 3.5"
 
-    def column(x: float, y: float, open_for: int | None = None) -> str:
+    def column(x: float, y: float, only: int | None = None) -> str:
         return "".join(
-            f'<rect x="{x}" y="{y + 13 * i}" width="18" height="11" rx="2" class="cell class-{i // 2}" '
-            f'fill-opacity="{0.0 if open_for not in (None, i // 2) else v:g}"/>'
-            for i, v in enumerate(fires)
+            f'<rect x="{x}" y="{y + 13 * i}" width="18" height="11" rx="2" class="cell class-{c}" '
+            f'fill-opacity="{fires[i] if only in (None, c) else 0:g}"/>'
+            for i, c in enumerate(c for c in kinds for _ in range(2))
         )
 
     def bars(y: float, lengths: tuple[float, ...]) -> str:
         return "".join(
-            f'<rect x="346" y="{y + 13 * c}" width="{46 * v:g}" height="10" rx="2" class="class-{c}"/>' for c, v in enumerate(lengths)
+            f'<rect x="336" y="{y + 13 * i}" width="{28 * v:g}" height="10" rx="2" class="class-{c}"/>'
+            + text(340 + 28 * v, y + 9 + 13 * i, kinds[c], "small", "start")
+            for i, (c, v) in enumerate(zip(kinds, lengths, strict=True))
         )
 
-    valves = "".join(
-        f'<circle cx="219" cy="{191.5 + 13 * i}" r="4.5" class="valve {"open" if i < 2 else "shut"}"/>' for i in range(8)
+    valves = "".join(f'<circle cx="219" cy="{191.5 + 13 * i}" r="4.5" class="valve {"open" if i < 2 else "shut"}"/>' for i in range(8))
+    straight = ((52, 138, 68, 138), (136, 138, 152, 138), (268, 88, head - 3, 88), (268, 238, head - 3, 238))
+    straight += ((head + 37, 88, head + 52, 88), (head + 37, 238, head + 52, 238), (228, 238, 242, 238))
+    arrows = "".join(f'<path d="{arrow.format(*ends)}"/>' for ends in straight)
+    words = (
+        text(28, 174, "a bird", "small"),
+        text(102, 135, "convolu-", "small"),
+        text(102, 149, "tions", "small"),
+        text(165, 78, "K filters", "small"),
+        text(40, 268, "its label opens a row of the", "small", "start"),
+        text(40, 296, "gate, in training only", "small", "start"),
+        text(head + 18, 163, "the same head W, b", "small", turn=-90),
+        text(392, 22, "standard path: every filter counts", "strong", "end"),
+        text(392, 318, "gated path: only the filters of the class", "strong", "end"),
     )
-    arrows = "".join(
-        f'<path d="{arrow.format(*ends)}"/>'
-        for ends in ((52, 150, 68, 150), (136, 150, 152, 150), (268, 88, head - 3, 88), (268, 238, head - 3, 238), (324, 88, 340, 88),
-                     (324, 238, 340, 238), (228, 238, 242, 238))
-    )  # fmt: skip
     body = (
-        f'<image href="{face}" x="6" y="128" width="44" height="44"/>'
-        + text(28, 186, f"a {name}", "small")
-        + '<rect x="70" y="126" width="64" height="48" rx="5" class="box"/>'
-        + text(102, 147, "convolu-", "small") + text(102, 161, "tions", "small")
-        + column(156, 98)
-        + text(165, 90, "K filters", "small")
-        + f'<g class="arrow">{arrows}<path d="M178 140C200 120 200 88 240 88m-5 -3.5l5 3.5l-5 3.5"/>'
-        + '<path d="M178 160C190 180 192 238 210 238m-5 -3.5l5 3.5l-5 3.5"/><path d="M219 318L219 298m-3.5 5l3.5 -5l3.5 5"/></g>'
-        + column(246, 36) + column(246, 186, 0) + valves
-        + f'<rect x="{head}" y="56" width="36" height="214" rx="5" class="box"/>'
-        + text(head + 18, 163, "the same head W, b", "small", turn=-90)
-        + bars(64, (0.62, 0.4, 0.24, 0.12)) + bars(214, (0.95, 0.08, 0.05, 0.03))
-        + text(392, 20, "standard path: every filter counts", "strong", "end")
-        + text(392, 312, "gated path: those of the image's class", "strong", "end")
-        + text(219, 332, f"its label, {name}, opens row {name} of the gate: in training only", "small")
-    )  # fmt: skip
-    return svg(WIDE, 340, "The two paths of one network: the standard path uses all filters, the gated path those of the class", body, "drawn-paths")
+        f'<image href="{face}" x="6" y="116" width="44" height="44"/>'
+        f'<rect x="70" y="114" width="64" height="48" rx="5" class="box"/><rect x="{head}" y="52" width="36" height="222" rx="5" class="box"/>'
+        f'{column(156, 86)}{column(246, 36)}{column(246, 186, 2)}{valves}{bars(63, (0.9, 0.6, 0.35, 0.2))}{bars(213, (1, 0.1, 0.06, 0.03))}'
+        f'<g class="arrow">{arrows}<path d="M178 128C200 112 200 88 240 88m-5 -3.5l5 3.5l-5 3.5"/>'
+        '<path d="M178 150C190 170 192 225 210 225m-5 -3.5l5 3.5l-5 3.5"/><path d="M28 182L28 268Q28 276 36 276L209 276m-5 -3.5l5 3.5l-5 3.5"/></g>'
+    )
+    title = "Two paths of one network: the standard path uses all filters, the gated path only those of the image's class"
+    return svg(WIDE, 326, title, body + "".join(words), "drawn-paths")

@@ -18,7 +18,7 @@ from csglib.runs import Run
 
 Runs = dict[str, list[Run]]  # std, matched, csg
 NAMES = {"std": "standard", "matched": "matched", "csg": "CSG"}
-SHOWN = 4  # classes with pictures of a filter beneath the drawing
+RANKS = {0: "most mixed", 0.1: "1 in 10", 0.25: "1 in 4", 0.5: "median"}  # filters with pictures beneath the drawing
 ABSENT = "The runs that would show this are not here yet; {doc}`runs` lists those that are.\n"
 
 
@@ -45,12 +45,11 @@ def idea(runs: Runs) -> str:
     shares = {name: np.mean([use.exciting(run.readout) for run in runs[name]]) for name in pair}
     links = {name: np.mean([use.own_evidence(run.readout) for run in runs[name]]) for name in pair}
     caption = (
-        f"What filters are used for, in two trained networks of ours (ResNet-20, CIFAR-10, seed {pair['csg'].recipe.seed}). A line leads from a "
-        "filter to a class whose prediction it supports, and is as strong as its support; a filter has the colour of the class it "
-        f"serves most. In the mean over seeds {links['std']:.0%} of the support for a class comes from its own filters on the left, "
-        f"{links['csg']:.0%} on the right. Beneath, the filter that each of {SHOWN} classes uses most, with the six "
-        "images of the book's sample that excite it most; a dashed frame marks another class. Of all filters' six most exciting "
-        f"test images, {shares['std']:.0%} and {shares['csg']:.0%} show the filter's class."
+        f"Two networks of ours, ResNet-20 on CIFAR-10, seed {pair['csg'].recipe.seed}. A line leads from a filter to a class whose "
+        f"prediction it supports, the stronger the more. Over all seeds, {links['std']:.0%} of a class's support comes from filters of its own "
+        f"colour on the left, {links['csg']:.0%} on the right. Beneath, the images that excite a filter most: filters are ranked by how mixed "
+        "these images are, and four ranks are shown. A dashed frame: not the filter's class. Of all filters' six most exciting test "
+        f"images, {shares['std']:.0%} and {shares['csg']:.0%} show the filter's class."
     )
     return raw(f'<figure class="idea"><div class="idea-panels">{panels}</div><figcaption>{html.escape(caption)}</figcaption></figure>')
 
@@ -62,24 +61,30 @@ def places(run: Run) -> np.ndarray:
     return np.arange(len(run.readout.labels))
 
 
+def mixed(run: Run, among: int = 20) -> list[int]:
+    """Filters in the order of how few of their most exciting test images show their own class."""
+    r = run.readout
+    best = r.features.argsort(dim=0, descending=True, stable=True)[:among]
+    pure = (r.labels[best] == metrics.owners(r)).double().mean(0)
+    return pure.argsort(stable=True).tolist()
+
+
 def exciting(run: Run, top: int = 6) -> str:
-    """A row of pictures for a few classes: of the filter that the class uses most, what excites it most."""
+    """Rows of pictures that excite a filter most, from the most mixed filter to the median one."""
     r, mini = run.readout, data.load("cifar10-mini").test
-    E = use.evidence(r) * metrics.own_filters(r)
-    a = r.features[places(run)]
+    a, own, order = r.features[places(run)], metrics.owners(r), mixed(run)
     rows = ""
-    for c in np.linspace(0, len(data.CLASSES) - 1, SHOWN).round().astype(int).tolist():
-        k = int(E[c].argmax())
+    for share, name in RANKS.items():
+        k = order[int(share * len(order))]
         best = a[:, k].argsort(descending=True, stable=True)[:top]
-        of = mini.labels[best].tolist()
         cells = "".join(
-            f'<span class="thumb class-{y}{" foreign" * (y != c)}" role="img" aria-label="{data.CLASSES[y]}" '
+            f'<span class="thumb class-{y}{" foreign" * (y != own[k])}" role="img" aria-label="{data.CLASSES[y]}" '
             f'style="background-position:-{44 * j}px 0"></span>'
-            for j, y in enumerate(of)
+            for j, y in enumerate(mini.labels[best].tolist())
         )
         rows += (
             f'<div class="exciting" style="--sprite:url({sprite(mini.images[best], top)});--across:{top}">'
-            f"<p>{data.CLASSES[c]}<small>filter {k}</small></p>{cells}</div>"
+            f"<p>{data.CLASSES[own[k]]}<small>{name}</small></p>{cells}</div>"
         )
     return rows
 
@@ -101,6 +106,10 @@ def points(x: float) -> str:
     return f"{abs(100 * x):.1f} points"
 
 
+def moved(x: float) -> str:
+    return f"{'rises' if x > 0 else 'falls'} by {points(x)}"
+
+
 def side(x: float) -> str:
     return "higher" if x > 0 else "lower"
 
@@ -108,16 +117,16 @@ def side(x: float) -> str:
 def removal_told(m: dict[str, float], runs: Runs, judged: dict[str, dict]) -> str:
     others = np.mean([removed(run)[1] - run.metrics["accuracy"] for run in runs["csg"]])
     return (
-        f"Switch off the filters of a class: CSG's network still recognises {m['csg']:.1%} of its images, and its accuracy on "
-        f"the other classes moves by {100 * others:+.1f} points. Without as many filters a standard network still recognises "
-        f"{m['std']:.0%}. {{doc}}`More <filter-removal>`."
+        f"Switch off the filters of a class: CSG's network still recognises {m['csg']:.1%} of its images, and accuracy on "
+        f"the other classes {moved(others)}. A standard network without as many filters still recognises {m['std']:.0%}. "
+        "{doc}`More <filter-removal>`."
     )
 
 
 def group_told(m: dict[str, float], runs: Runs, judged: dict[str, dict]) -> str:
     return (
-        f"Let each class see its own filters alone, without retraining: CSG's accuracy moves by {-100 * m['csg']:.1f} points, "
-        f"the standard network's by {-100 * m['std']:.1f}, although its filters are given to classes in the way that suits it best. "
+        f"Let each class see its own filters alone, without retraining: CSG's accuracy {moved(-m['csg'])}, the standard "
+        f"network's by {abs(100 * m['std']):.1f}, even with its filters given to classes in the better of two ways. "
         "{doc}`Move it <explore>`."
     )
 
@@ -128,8 +137,8 @@ def information_told(m: dict[str, float], runs: Runs, judged: dict[str, dict]) -
     less = "less" if sparse["csg"] < sparse["std"] else "more"
     return (
         f"Their mutual information with it is {abs(more):.0%} {side(more)} than after standard training. Yet an image's "
-        f"features are *{less}* sparse ({sparse['csg']:.2f} against {sparse['std']:.2f}), where the paper's figures show sparser "
-        "ones: a filter that is not used for a class may still fire for it. {ref}`Why <use-is-not-firing>`."
+        f"features are *{less}* sparse ({sparse['csg']:.2f} against {sparse['std']:.2f}), though the authors' figures show the "
+        "opposite: a filter that is not used for a class may still fire for it. {ref}`Why <use-is-not-firing>`."
     )
 
 
@@ -139,7 +148,7 @@ def price_told(m: dict[str, float], runs: Runs, judged: dict[str, dict]) -> str:
     text = f"CSG classifies {points(gap)} {'better' if gap > 0 else 'worse'} than standard training"
     if order.get("paper") is not None:
         text += f"; the paper reports {points(order['paper'])} {'better' if order['paper'] > 0 else 'worse'}"
-    text += f". Against its own standard epochs alone (*matched*) it differs by {100 * rest:+.1f} points"
+    text += f". Against its own standard epochs alone (*matched*) it {moved(rest)}"
     if matched.get("low") is not None and matched["low"] <= 0 <= matched["high"]:
         text += ", which may be chance: the price is the epochs that the gate takes, not the gate"
     return text + ". {doc}`More <table1>`."
@@ -172,7 +181,11 @@ def findings(runs: Runs, results: list[dict]) -> str:
     judged = {c["id"]: c for c in results}
     if not all(runs.values()) or not {"accuracy-order", "accuracy-matched"} <= set(judged):
         return ABSENT
-    cards = ["::::{grid} 1 1 2 2", ":gutter: 3", ":class-container: findings", ""]
+    intro = (
+        "Three networks, one mark per seed: standard training, CSG, and the control *matched*, which trains CSG's standard epochs "
+        "and leaves the gated ones out.\n"
+    )
+    cards = [intro, "::::{grid} 1 1 2 2", ":gutter: 3", ":class-container: findings", ""]
     for finding, axis in zip(FINDINGS, AXES, strict=True):
         values = {name: [finding.measure(run) for run in group] for name, group in runs.items()}
         means = {name: float(np.mean(group)) for name, group in values.items()}
@@ -241,31 +254,31 @@ def tally(results: list[dict]) -> str:
 
 LABELS = {  # what a row of the forest plot calls a claim; another is told by its sentence
     "accuracy-order": "Accuracy is higher with CSG",
-    "mis-order": "Mutual information is higher with CSG",
-    "overlap-order": "Information lies where the gate is open",
-    "weights-order": "Weights of a class's filters resemble each other",
-    "removed-order": "Removal hurts a standard network less",
-    "centre-order": "A class's activation falls on its own filters",
+    "mis-order": "Mutual information rises with CSG",
+    "overlap-order": "Information lies where the gate is",
+    "weights-order": "A class's filters have similar weights",
+    "removed-order": "Removal hurts standard training less",
+    "centre-order": "A class excites its own filters",
     "sparse-order": "Features are sparser with CSG",
-    "picnn-mis": "Mutual information is higher with PICNN",
+    "picnn-mis": "Mutual information rises with PICNN",
     "picnn-accuracy": "PICNN keeps the accuracy",
     "icnn-place": "ICNN's filters fire in one place",
-    "icnn-mis": "Mutual information is higher with ICNN",
-    "animals-accuracy": "Animals: accuracy is higher with CSG",
-    "animals-mis": "Animals: mutual information is higher",
-    "cam-order": "Animals: CAM meets the box better",
-    "activation-order": "Animals: single filters meet the box better",
-    "gradient-order": "Animals: gradients meet the box better",
-    "detection-order": "Attacks are detected better with CSG",
-    "detection-fgsm": "FGSM is detected better",
-    "detection-pgd": "PGD is detected better",
-    "accuracy-csg": "Accuracy of CSG",
-    "accuracy-std": "Accuracy of standard training",
-    "mis-csg": "Mutual information score of CSG",
-    "mis-std": "Mutual information score, standard",
+    "icnn-mis": "Mutual information rises with ICNN",
+    "animals-accuracy": "Animals: accuracy is higher",
+    "animals-mis": "Animals: mutual information rises",
+    "cam-order": "Animals: CAM fits the box better",
+    "activation-order": "Animals: filters fit the box better",
+    "gradient-order": "Animals: gradients fit the box better",
+    "detection-order": "Attacks are detected more surely",
+    "detection-fgsm": "FGSM is detected more surely",
+    "detection-pgd": "PGD is detected more surely",
+    "accuracy-csg": "Accuracy, CSG",
+    "accuracy-std": "Accuracy, standard",
+    "mis-csg": "Mutual information, CSG",
+    "mis-std": "Mutual information, standard",
     "density-csg": "Density of the gate",
-    "removed-csg": "Accuracy left on a class without its filters",
-    "kept-csg": "Change on the other classes",
+    "removed-csg": "Accuracy left after removal",
+    "kept-csg": "Change on other classes",
 }
 
 
@@ -293,9 +306,9 @@ def forest_row(c: dict) -> str:
     zero = 0 if c["over"] else c["paper"]
     shape = {"none": "open"}.get(k := kind(c["verdict"]), k)
     plot = drawings.interval(c["low"], c["high"], c["ours"], shape, c["paper"], zero)
-    digits = 3 if max(abs(c["low"]), abs(c["high"])) >= 0.1 else 4
-    sign = "+" if c["over"] else ""
-    told = f"{c['ours']:{sign}.{digits}f} <small>{c['low']:{sign}.{digits}f} to {c['high']:{sign}.{digits}f}</small>"
+    digits = 3 if max(abs(c["low"]), abs(c["high"])) >= 0.01 else 4
+    ours, low, high = (f"{c[v]:{'+' if c['over'] else ''}.{digits}f}".replace("-", "−") for v in ("ours", "low", "high"))
+    told = f"<b>{ours}</b> <small>{low} to {high}</small>"
     label = html.escape(LABELS.get(c["id"], c["sentence"]))
     return (
         f'<li class="{shape}"><span class="forest-claim">{label}</span>{plot}<span class="forest-number">{told}</span>'

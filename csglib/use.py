@@ -56,6 +56,12 @@ def separation(readout: Readout) -> float:
     return ((own[0] - other[0]) / ((own[1] + other[1]) / 2).sqrt().clamp(min=1e-12)).mean().item()
 
 
+def within(readout: Readout) -> float:
+    """The pooled standard deviation inside the own class and the others, relative to the own class's mean; over filters."""
+    own, other = sides(readout)
+    return (((own[1] + other[1]) / 2).sqrt() / own[0].clamp(min=1e-12)).mean().item()
+
+
 def sides(readout: Readout) -> tuple[Float[Tensor, "2 K"], Float[Tensor, "2 K"]]:
     """Mean and variance of every filter on the images of its own class, and on those of the others."""
     a = readout.features.double()
@@ -95,6 +101,7 @@ MEASURES = {  # of the table on the page of the method: what fires, what is used
     "Used: share of a class's evidence that comes from its own filters": of(own_evidence),
     "Used: accuracy left on a class without its filters": lambda run: removed(run)[0],
     "Used: accuracy lost where each class may use its own filters alone": of(one_group_loss),
+    "Tells: standard deviation inside own and other classes, relative to the own class's mean": of(within),
     "Tells: distance between own and other classes, in standard deviations": of(separation),
     "Tells: mutual information score, nats": lambda run: run.metrics["mis"],
     "Trained: share of the activation that no gradient of the gated loss reaches": of(unseen),

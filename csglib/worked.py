@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from csglib import data, drawings, tables, use
+from csglib import data, drawings, metrics, tables, use
 from csglib.gate import ClassGate, density
 from csglib.markup import control_html
 from csglib.runs import Run
@@ -114,9 +114,9 @@ def figure() -> str:
         f"<div><dt>{words}</dt>{out(name, 'dd')}</div>"
         for name, words in (
             ("density", "density of the gate"),
-            ("sum", f"sum of its entries (bound {BOUND})"),
-            ("loss-standard", "cross entropy, standard path"),
-            ("loss-gated", "cross entropy, gated path"),
+            ("sum", f"sum of entries (bound {BOUND})"),
+            ("loss-standard", "cross entropy, standard"),
+            ("loss-gated", "cross entropy, gated"),
         )
     )
     classes = "".join(f'<th scope="col">{name}</th>' for name in CLASSES)
@@ -138,6 +138,22 @@ def figure() -> str:
     )
 
 
+def fires_and_serves(run: Run, pictures: list[str]) -> str:
+    """One network twice: the classes for which a filter fires, and those for which it is used."""
+    r = run.readout
+    sides = {"What the filters fire for": metrics.class_means(r), "What they are used for": use.evidence(r)}
+    panels = "".join(
+        f'<div><p class="idea-head">{title}</p>'
+        f"{drawings.links(values, metrics.owners(r), data.CLASSES, pictures, f'{title}, a network trained with CSG', 0.1)}</div>"
+        for title, values in sides.items()
+    )
+    return (
+        f'<figure class="idea"><div class="idea-panels">{panels}</div><figcaption>One CSG network, seed {run.recipe.seed}. Lines lead from '
+        "filters to classes, left as strong as the mean activation on images of the class, right as what the filter adds to the logit "
+        "of the class above the mean logit; both relative to the filter's strongest line, from a tenth of it on.</figcaption></figure>"
+    )
+
+
 def firing(runs: dict[str, list[Run]]) -> str:
     """The table that tells firing from use, over the seeds of three networks."""
     return tables.statistics(use.MEASURES, runs).data + "\n"
@@ -150,11 +166,12 @@ def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
         return f"```{{raw}} html\n{markup}\n```\n"
 
     three = {name: runs.get(name, []) for name in ("std", "matched", "csg")}
-    bird = drawings.faces(*(getattr(data.load("cifar10-mini").test, name) for name in ("images", "labels")), 3)[2]
+    mini = data.load("cifar10-mini").test
+    pictures = drawings.faces(mini.images, mini.labels, len(data.CLASSES))
     film = drawings.rhythm(three["csg"][0].history) if three["csg"] else ""
     return {
         "_worked.md": raw(figure()),
-        "_paths.md": raw(f'<figure class="sketch">{drawings.paths(bird, "bird")}</figure>'),
+        "_paths.md": raw(f'<figure class="sketch">{drawings.paths(pictures[2])}</figure>'),
         "_rhythm.md": raw(f'<figure class="sketch">{film}</figure>') if film else "No run of CSG is here yet.\n",
-        "_firing.md": firing(three),
+        "_firing.md": (raw(fires_and_serves(three["csg"][0], pictures)) if three["csg"] else "") + "\n" + firing(three),
     }

@@ -4,6 +4,7 @@ python tools/assemble.py BUILD PROFILE RUNS    reads BUILD/PROFILE/*.ipynb and r
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from csglib import Problem, claims, experiments, front, runs, scaling, speed, ta
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+PHOTOGRAPHS = re.compile(r"\b(figures\.places|applications\.(attacked|looks|exciting))\(")  # else book.css turns a figure inside out by night
 
 
 def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -33,6 +35,8 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if "text/html" in data:
                 data.pop(WIDGET_VIEW, None)  # the static rendering stays
             needs_state |= WIDGET_VIEW in data
+        if PHOTOGRAPHS.search(cell.source):
+            cell.metadata.setdefault("mystnb", {}).setdefault("image", {})["classes"] = "photographs"
         if not any("image/png" in out.get("data", {}) for out in cell.get("outputs", [])):
             cell.metadata.get("mystnb", {}).pop("figure", None)  # a picture that could not be drawn has no caption
     if not needs_state:
