@@ -15,6 +15,7 @@ from torch import Tensor
 from csglib import metrics, use
 from csglib.runs import Readout
 
+Number = int | float
 WIDE = 400  # of a panel; two stand side by side where there is room, so that letters keep their size on a telephone
 
 
@@ -24,19 +25,23 @@ def picture(image: UInt8[Tensor, "3 H W"]) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def svg(width: float, height: float, title: str, body: str, kind: str = "") -> str:
-    return (
-        f'<svg class="drawn {kind}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
-    )
+def svg(width: Number, height: Number, title: str, body: str, kind: str = "") -> str:
+    named = f'role="img" aria-label="{html.escape(title)}"'
+    return f'<svg class="drawn {kind}" viewBox="0 0 {width:g} {height:g}" {named}>{body}</svg>'
 
 
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "middle", turn: float = 0) -> str:
+def text(x: Number, y: Number, words: str, kind: str = "", anchor: str = "middle", turn: Number = 0) -> str:
     turned = f' transform="rotate({turn:g} {x:g} {y:g})"' if turn else ""
     return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}"{turned}>{html.escape(words)}</text>'
 
 
 def links(
-    strength: Float[Tensor, "C K"], own: Int[Tensor, " K"], names: tuple[str, ...], faces: list[str], title: str, least: float = 0.05
+    strength: Float[Tensor, "C K"],
+    own: Int[Tensor, " K"],
+    names: tuple[str, ...],
+    faces: list[str],
+    title: str,
+    least: Number = 0.05,
 ) -> str:
     """Filters above, sorted by the class that owns them, classes below; a line for each use, as strong as the use.
 
@@ -59,16 +64,14 @@ def links(
         f'<rect x="{at[k] - step * 0.4:.1f}" y="22" width="{step * 0.8:.1f}" height="12" rx="1.5" class="class-{own[k] % 10}"/>'
         for k in order
     )
+    frame, square = f'width="{side + 4:g}" height="{side + 4:g}" rx="4"', f'width="{side:g}" height="{side:g}"'
     classes = "".join(
-        f'<rect x="{to[c] - side / 2 - 2:.1f}" y="194" width="{side + 4:g}" height="{side + 4:g}" rx="4" class="class-{c % 10}"/>'
-        f'<image href="{face}" x="{to[c] - side / 2:.1f}" y="196" width="{side:g}" height="{side:g}" preserveAspectRatio="none"/>'
+        f'<rect x="{to[c] - side / 2 - 2:.1f}" y="194" {frame} class="class-{c % 10}"/>'
+        f'<image href="{face}" x="{to[c] - side / 2:.1f}" y="196" {square} preserveAspectRatio="none"/>'
         + text(to[c] + 3, 242, name, "small", "end", -40)
         for c, (name, face) in enumerate(zip(names, faces, strict=True))
     )
-    body = (
-        text(8, 14, f"{K} filters of the last stage", "small", "start")
-        + f'<g fill="none">{lines}</g>{filters}{classes}'
-    )
+    body = text(8, 14, f"{K} filters of the last stage", "small", "start") + f'<g fill="none">{lines}</g>{filters}{classes}'
     return svg(WIDE, 292, title, body, "drawn-links")
 
 
@@ -86,15 +89,15 @@ MARKS = {  # shape and colour of a kind of verdict
 }
 
 
-def mark(kind: str, x: float, y: float = 10) -> str:
+def mark(kind: str, x: Number, y: Number = 10) -> str:
     return MARKS[kind].format(x=x, y=y)
 
 
-def interval(low: float, high: float, ours: float, kind: str, paper: float | None = None, zero: float = 0) -> str:
+def interval(low: Number, high: Number, ours: Number, kind: str, paper: Number | None = None, zero: Number = 0) -> str:
     """One row of a forest plot on its own scale: our mean and interval, the paper's value, a line at zero in the middle."""
     reach = max(abs(v - zero) for v in (low, high, ours, *([] if paper is None else [paper]))) or 1
 
-    def x(value: float) -> float:
+    def x(value: Number) -> float:
         return 100 + 90 * (value - zero) / reach
 
     line = '<line x1="100" x2="100" y1="0" y2="20" class="zero"/>'
@@ -116,7 +119,7 @@ def seeds(values: dict[str, list[float]], names: dict[str, str], told: dict[str,
     low, high = min(every), max(every)
     room = (high - low) or 1
 
-    def x(value: float) -> float:
+    def x(value: Number) -> float:
         return 96 + 150 * (value - low) / room
 
     rows = ""
@@ -132,7 +135,7 @@ def rhythm(history: list[dict]) -> str:
     n = len(history)
     step = (WIDE - 50) / n
 
-    def x(i: float) -> float:
+    def x(i: Number) -> float:
         return 38 + step * i
 
     gated = [i for i, row in enumerate(history) if row["path"] == "gated"]
@@ -142,19 +145,18 @@ def rhythm(history: list[dict]) -> str:
         for i, row in enumerate(history)
     )
 
-    def panel(top: float, height: float, ticks: tuple[float, ...], lines: dict[str, str]) -> str:
-        def y(value: float) -> float:
+    def panel(top: Number, height: Number, ticks: tuple[Number, ...], lines: dict[str, str]) -> str:
+        def y(value: Number) -> float:
             return top + height * (1 - value / ticks[-1])
 
         marks = "".join(
-            f'<line x1="36" x2="{WIDE - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}" class="rail"/>' + text(32, y(t) + 4, f"{t:g}", "small", "end")
+            f'<line x1="36" x2="{WIDE - 10}" y1="{y(t):.1f}" y2="{y(t):.1f}" class="rail"/>'
+            + text(32, y(t) + 4, f"{t:g}", "small", "end")
             for t in ticks
         )
         for field, kind in lines.items():
             points = " ".join(
-                f"{x(i + 0.5):.1f},{y(row[field]):.1f}"
-                for i, row in enumerate(history)
-                if row.get(field) is not None
+                f"{x(i + 0.5):.1f},{y(row[field]):.1f}" for i, row in enumerate(history) if row.get(field) is not None
             )
             marks += f'<polyline points="{points}" class="line {kind}"/>'
         return marks
@@ -163,8 +165,8 @@ def rhythm(history: list[dict]) -> str:
     body = (
         shade
         + letters
-        + panel(40, 100, (0, 0.5, 1), {"test_accuracy": "std", "test_accuracy_gated": "csg"})
-        + text(44, 35, "test accuracy: standard path (solid), gated path (dashed)", "small", "start")
+        + panel(46, 94, (0, 0.5, 1), {"test_accuracy": "std", "test_accuracy_gated": "csg"})
+        + text(44, 36, "test accuracy: standard path (solid), gated path (dashed)", "small", "start")
         + panel(168, 48, (0, top / 2, top), {"density": "csg solid"})
         + text(44, 163, "density of the gate", "small", "start")
         + text(38, 236, f"epoch 1 to {n}; shaded, G: trains the gated path", "small", "start")
@@ -181,26 +183,30 @@ def faces(images: UInt8[Tensor, "N 3 H W"], labels: Int[Tensor, " N"], classes: 
 def paths(face: str) -> str:
     """The two ways from a bird to a prediction: through all filters, or through those that the gate leaves to birds."""
     kinds = {2: "bird", 3: "cat", 8: "ship", 9: "truck"}  # a sketch of four classes with two filters each, in their colours
-    fires, head, arrow = (0.9, 0.65, 0.35, 0.5, 0.2, 0.3, 0.45, 0.15), 280, "M{} {}L{} {}m-5 -3.5l5 3.5l-5 3.5"
+    fires, head, tip = (0.9, 0.65, 0.35, 0.5, 0.2, 0.3, 0.45, 0.15), 280, "m-5 -3.5l5 3.5l-5 3.5"
 
-    def column(x: float, y: float, only: int | None = None) -> str:
+    def column(x: Number, y: Number, only: int | None = None) -> str:
         return "".join(
             f'<rect x="{x}" y="{y + 13 * i}" width="18" height="11" rx="2" class="cell class-{c}" '
             f'fill-opacity="{fires[i] if only in (None, c) else 0:g}"/>'
             for i, c in enumerate(c for c in kinds for _ in range(2))
         )
 
-    def bars(y: float, lengths: tuple[float, ...]) -> str:
+    def bars(y: Number, lengths: tuple[Number, ...]) -> str:
         return "".join(
             f'<rect x="336" y="{y + 13 * i}" width="{28 * v:g}" height="10" rx="2" class="class-{c}"/>'
             + text(340 + 28 * v, y + 9 + 13 * i, kinds[c], "small", "start")
             for i, (c, v) in enumerate(zip(kinds, lengths, strict=True))
         )
 
-    valves = "".join(f'<circle cx="219" cy="{191.5 + 13 * i}" r="4.5" class="valve {"open" if i < 2 else "shut"}"/>' for i in range(8))
+    valves = "".join(
+        f'<circle cx="219" cy="{191.5 + 13 * i}" r="4.5" class="valve {"open" if i < 2 else "shut"}"/>' for i in range(8)
+    )
+    bends = ("M178 128C200 112 200 88 240 88", "M178 150C190 170 192 225 210 225", "M28 182L28 268Q28 276 36 276L209 276")
+    bent = "".join(f'<path d="{bend}{tip}"/>' for bend in bends)
     straight = ((52, 138, 68, 138), (136, 138, 152, 138), (268, 88, head - 3, 88), (268, 238, head - 3, 238))
     straight += ((head + 37, 88, head + 52, 88), (head + 37, 238, head + 52, 238), (228, 238, 242, 238))
-    arrows = "".join(f'<path d="{arrow.format(*ends)}"/>' for ends in straight)
+    arrows = "".join(f'<path d="M{x0} {y0}L{x1} {y1}{tip}"/>' for x0, y0, x1, y1 in straight)
     words = (
         text(28, 174, "a bird", "small"),
         text(102, 135, "convolu-", "small"),
@@ -214,10 +220,11 @@ def paths(face: str) -> str:
     )
     body = (
         f'<image href="{face}" x="6" y="116" width="44" height="44"/>'
-        f'<rect x="70" y="114" width="64" height="48" rx="5" class="box"/><rect x="{head}" y="52" width="36" height="222" rx="5" class="box"/>'
-        f'{column(156, 86)}{column(246, 36)}{column(246, 186, 2)}{valves}{bars(63, (0.9, 0.6, 0.35, 0.2))}{bars(213, (1, 0.1, 0.06, 0.03))}'
-        f'<g class="arrow">{arrows}<path d="M178 128C200 112 200 88 240 88m-5 -3.5l5 3.5l-5 3.5"/>'
-        '<path d="M178 150C190 170 192 225 210 225m-5 -3.5l5 3.5l-5 3.5"/><path d="M28 182L28 268Q28 276 36 276L209 276m-5 -3.5l5 3.5l-5 3.5"/></g>'
+        '<rect x="70" y="114" width="64" height="48" rx="5" class="box"/>'
+        f'<rect x="{head}" y="52" width="36" height="222" rx="5" class="box"/>'
+        f"{column(156, 86)}{column(246, 36)}{column(246, 186, 2)}{valves}"
+        f"{bars(63, (0.9, 0.6, 0.35, 0.2))}{bars(213, (1, 0.1, 0.06, 0.03))}"
+        f'<g class="arrow">{arrows}{bent}</g>'
     )
     title = "Two paths of one network: the standard path uses all filters, the gated path only those of the image's class"
     return svg(WIDE, 326, title, body + "".join(words), "drawn-paths")

@@ -45,13 +45,15 @@ def idea(runs: Runs) -> str:
     shares = {name: np.mean([use.exciting(run.readout) for run in runs[name]]) for name in pair}
     links = {name: np.mean([use.own_evidence(run.readout) for run in runs[name]]) for name in pair}
     caption = (
-        f"Two networks of ours, ResNet-20 on CIFAR-10, seed {pair['csg'].recipe.seed}. A line leads from a filter to a class whose "
-        f"prediction it supports, the stronger the more. Over all seeds, {links['std']:.0%} of a class's support comes from filters of its own "
-        f"colour on the left, {links['csg']:.0%} on the right. Beneath, the images that excite a filter most: filters are ranked by how mixed "
-        "these images are, and four ranks are shown. A dashed frame: not the filter's class. Of all filters' six most exciting test "
-        f"images, {shares['std']:.0%} and {shares['csg']:.0%} show the filter's class."
+        f"Two networks of ours, ResNet-20 on CIFAR-10, seed {pair['csg'].recipe.seed}. A line leads from a filter to a class "
+        f"whose prediction it supports, the stronger the more. Over all seeds, {links['std']:.0%} of a class's support comes "
+        f"from filters of its own colour on the left, {links['csg']:.0%} on the right. Beneath, the images that excite a "
+        "filter most: filters are ranked by how mixed these images are, and four ranks are shown. A dashed frame: not the "
+        f"filter's class. Of all filters' six most exciting test images, {shares['std']:.0%} and {shares['csg']:.0%} show the "
+        "filter's class."
     )
-    return raw(f'<figure class="idea"><div class="idea-panels">{panels}</div><figcaption>{html.escape(caption)}</figcaption></figure>')
+    told = f"<figcaption>{html.escape(caption)}</figcaption>"
+    return raw(f'<figure class="idea"><div class="idea-panels">{panels}</div>{told}</figure>')
 
 
 def places(run: Run) -> np.ndarray:
@@ -175,15 +177,15 @@ FINDINGS = (
 AXES = ("accuracy left on the class", "accuracy lost", "mutual information score, nats", "test accuracy")
 
 
-def findings(runs: Runs, results: list[dict]) -> str:
+def findings(runs: Runs, results: list[dict], longer: Runs) -> str:
     """Four cards: a headline, the seeds it rests on, a sentence."""
     runs = {name: runs.get(name, []) for name in NAMES}
     judged = {c["id"]: c for c in results}
     if not all(runs.values()) or not {"accuracy-order", "accuracy-matched"} <= set(judged):
         return ABSENT
     intro = (
-        "Three networks, one mark per seed: standard training, CSG, and the control *matched*, which trains CSG's standard epochs "
-        "and leaves the gated ones out.\n"
+        "Three networks, one mark per seed: standard training, CSG, and the control *matched*, which trains CSG's standard "
+        "epochs and leaves the gated ones out.\n"
     )
     cards = [intro, "::::{grid} 1 1 2 2", ":gutter: 3", ":class-container: findings", ""]
     for finding, axis in zip(FINDINGS, AXES, strict=True):
@@ -194,28 +196,38 @@ def findings(runs: Runs, results: list[dict]) -> str:
         head = finding.headline if finding.holds(means) else finding.otherwise
         plot = f'<p class="finding-axis">{axis}</p>{drawings.seeds(values, NAMES, told, title)}'
         cards += [f":::{{grid-item-card}} {head}", raw(plot), finding.sentence(means, runs, judged), ":::", ""]
-    return "\n".join([*cards, "::::", "", schedule_told(runs)])
+    return "\n".join([*cards, "::::", "", schedule_told(runs, longer)])
 
 
-def schedule_told(runs: Runs) -> str:
-    """What the numbers above may owe to their schedule, as a box."""
-    recipe, n = runs["csg"][0].recipe, min(len(group) for group in runs.values())
-    seeds = f"{n} seed{'s' * (n > 1)}"
+def schedule_told(runs: Runs, longer: Runs) -> str:
+    """What the numbers above may owe to their schedule, as a box; `longer` are runs on the paper's, as far as there are any."""
+    recipe, paper, n = runs["csg"][0].recipe, claims.PRESUMED, min(len(group) for group in runs.values())
     if claims.presumed(recipe):
-        return f"Marks are seeds; all networks trained for {recipe.epochs} epochs, {seeds} each.\n"
-    paper = claims.PRESUMED
-    form = {"onecycle": "a one-cycle learning-rate schedule", "steps": "a learning rate dropped in steps"}
+        return ""
+    form = {"onecycle": "a one-cycle learning-rate schedule", "steps": "a learning rate that drops in steps"}
     text = (
-        f"These networks were trained for {recipe.epochs} epochs with {form[recipe.lr_schedule]}, {seeds} per network. The paper's "
-        f"accuracy points to {paper.epochs} epochs with {form[paper.lr_schedule]}, and we have no such run yet. Directions may well carry over, "
-        "sizes need not: "
+        f"These networks were trained for {recipe.epochs} epochs with {form[recipe.lr_schedule]}, {n} seed{'s' * (n > 1)} per "
+        f"network. The paper's accuracy points to {paper.epochs} epochs with {form[paper.lr_schedule]}"
     )
-    longer = measured.read("third-party-resnet20")["metrics"]
-    ours = np.mean([run.metrics["mis"] for run in runs["std"]])
-    text += (
-        f"a standard network of other people that reaches {longer['accuracy']:.4f} has a mutual information score of {longer['mis']:.3f}, "
-        f"ours with {np.mean([run.metrics['accuracy'] for run in runs['std']]):.4f} one of {ours:.3f}."
+    if longer.get("std") and longer.get("csg"):
+        told = "; ".join(
+            f"{NAMES[name]} {mean(longer[name], 'accuracy'):.4f} and {mean(longer[name], 'mis'):.3f} nats ({len(longer[name])})"
+            for name in ("std", "csg")
+        )
+        return box(f"{text}. Ours on that schedule so far, accuracy and mutual information score (seeds): {told}.")
+    other = measured.read("third-party-resnet20")["metrics"]
+    return box(
+        f"{text}, and no run of that length is part of this book yet. Directions may carry over, sizes need not: a standard "
+        f"network that others trained to {other['accuracy']:.4f} has a mutual information score of {other['mis']:.3f}, ours at "
+        f"{mean(runs['std'], 'accuracy'):.4f} one of {mean(runs['std'], 'mis'):.3f}."
     )
+
+
+def mean(group: list[Run], metric: str) -> float:
+    return float(np.mean([run.metrics[metric] for run in group]))
+
+
+def box(text: str) -> str:
     return f":::{{admonition}} A short schedule\n:class: warning\n{text}\n:::\n"
 
 
@@ -248,7 +260,8 @@ def tally(results: list[dict]) -> str:
             f'<li class="tally-{kind(verdict)}" style="flex-grow:{n}"><b>{n}</b> <span>{html.escape(verdict)}</span></li>'
             for verdict, n in counts
         )
-        rows += f'<p class="tally-name">{name} <span>({len(group)})</span></p><ul class="tally" aria-label="{name}: {told}">{bars}</ul>'
+        rows += f'<p class="tally-name">{name} <span>({len(group)})</span></p>'
+        rows += f'<ul class="tally" aria-label="{name}: {told}">{bars}</ul>'
     return raw(f'<div class="tallies">{rows}</div>')
 
 
@@ -294,16 +307,16 @@ def forest(results: list[dict]) -> str:
             blocks += f'<p class="forest-title">{title}</p><ul class="forest">{"".join(map(forest_row, rows))}</ul>'
     if not blocks:
         return "No claim has an interval yet: that takes two seeds of each side.\n"
-    shapes = (("yes", "reproduced"), ("no", "contradicted"), ("open", "inconclusive or not judged"), ("paper", "the paper's value"))
+    shapes = {"yes": "reproduced", "no": "contradicted", "open": "open, or not judged", "paper": "the paper's value"}
     key = "".join(
         f'<span><svg class="drawn key" viewBox="0 0 20 20" aria-hidden="true">{drawings.mark(shape, 10)}</svg>{words}</span>'
-        for shape, words in shapes
+        for shape, words in shapes.items()
     )
     return raw(f'<div class="forests"><p class="forest-key">{key}</p>{blocks}</div>')
 
 
 def forest_row(c: dict) -> str:
-    zero = 0 if c["over"] else c["paper"]
+    zero = 0.0 if c["over"] else c["paper"]
     shape = {"none": "open"}.get(k := kind(c["verdict"]), k)
     plot = drawings.interval(c["low"], c["high"], c["ours"], shape, c["paper"], zero)
     digits = 3 if max(abs(c["low"]), abs(c["high"])) >= 0.01 else 4
@@ -316,10 +329,10 @@ def forest_row(c: dict) -> str:
     )
 
 
-def pages(results: list[dict], runs: Runs) -> dict[str, str]:
+def pages(results: list[dict], runs: Runs, longer: Runs) -> dict[str, str]:
     """The generated parts of the first page, by the name of the file that index.md includes."""
     return {
         "_idea.md": idea(runs),
-        "_findings.md": findings(runs, results),
+        "_findings.md": findings(runs, results, longer),
         "_verdicts.md": tally(results) + "\n" + forest(results),
     }

@@ -51,7 +51,7 @@ def elsewhere(readout: Readout) -> float:
 
 
 def separation(readout: Readout) -> float:
-    """Distance between a filter's mean on its own class and on the others, in their pooled standard deviations; over filters."""
+    """Distance of a filter's means on its own class and on the others, in pooled standard deviations; mean over filters."""
     own, other = sides(readout)
     return ((own[0] - other[0]) / ((own[1] + other[1]) / 2).sqrt().clamp(min=1e-12)).mean().item()
 

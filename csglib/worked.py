@@ -22,7 +22,7 @@ from csglib.views import fixed
 SCRIPT = Path(__file__).with_name("worked.js")
 CLASSES = ("cat", "dog")
 ACTIVATIONS = ((0.9, 0.6, 0.2), (0.2, 0.6, 0.9))  # class x filter: how much each filter fires for an image of the class
-RATE, BOUND, SEEN = 1.0, 3, 2  # the gate's step size, g = K, and the shown decimals
+RATE, BOUND, SEEN = 1.0, 3.0, 2  # the gate's step size, g = K, and the shown decimals
 STEPS = tuple(f"{i} step{'s' * (i != 1)}" for i in range(41))
 SPEAKS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 PRESSURES = (0.0, 0.01, 0.03, 0.1)
@@ -100,7 +100,8 @@ def figure() -> str:
 
     filters = "".join(f'<th scope="col">filter {k + 1}</th>' for k in range(3))
     gate = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(out(f"gate-{c}-{k}") for k in range(3))}</tr>' for c, name in enumerate(CLASSES)
+        f'<tr><th scope="row">{name}</th>{"".join(out(f"gate-{c}-{k}") for k in range(3))}</tr>'
+        for c, name in enumerate(CLASSES)
     )
     image = "".join(
         f'<tr><th scope="row">{words}</th>{"".join(out(f"{kind}-{k}", kind=kind) for k in range(3))}</tr>'
@@ -114,12 +115,20 @@ def figure() -> str:
         f"<div><dt>{words}</dt>{out(name, 'dd')}</div>"
         for name, words in (
             ("density", "density of the gate"),
-            ("sum", f"sum of entries (bound {BOUND})"),
+            ("sum", f"sum of entries (bound {BOUND:g})"),
             ("loss-standard", "cross entropy, standard"),
             ("loss-gated", "cross entropy, gated"),
         )
     )
     classes = "".join(f'<th scope="col">{name}</th>' for name in CLASSES)
+    blocks = "".join(
+        f"<table><caption>{caption}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+        for caption, head, body in (
+            ("The gate", filters, gate),
+            ("The image shown", filters, image),
+            ("What each path predicts", classes, paths),
+        )
+    )
     controls = "".join(control_html("worked", c) for c in CONTROLS)
     known = {"activations": ACTIVATIONS, "speaks": SPEAKS, "pressures": PRESSURES, "rate": RATE, "bound": BOUND}
     return (
@@ -127,9 +136,7 @@ def figure() -> str:
         f'<div class="worked-controls" hidden>{controls}<button type="button" class="worked-reset">Start again</button></div>'
         '<p class="worked-note" hidden></p>'
         f'<dl class="worked-numbers">{numbers}</dl><div class="worked-tables">'
-        f"<table><caption>The gate</caption><thead><tr><td></td>{filters}</tr></thead><tbody>{gate}</tbody></table>"
-        f"<table><caption>The image shown</caption><thead><tr><td></td>{filters}</tr></thead><tbody>{image}</tbody></table>"
-        f"<table><caption>What each path predicts</caption><thead><tr><td></td>{classes}</tr></thead><tbody>{paths}</tbody></table>"
+        f"{blocks}"
         '</div><p class="worked-status" role="status"></p>'
         "<figcaption>Filter 1 speaks for cats, filter 3 for dogs; filter 2 fires for both, and you choose what it speaks for. "
         "The weights stand still and the gate learns. <noscript>The sliders need JavaScript; this is their first "
@@ -140,23 +147,19 @@ def figure() -> str:
 
 def fires_and_serves(run: Run, pictures: list[str]) -> str:
     """One network twice: the classes for which a filter fires, and those for which it is used."""
-    r = run.readout
+    r, own = run.readout, metrics.owners(run.readout)
     sides = {"What the filters fire for": metrics.class_means(r), "What they are used for": use.evidence(r)}
     panels = "".join(
         f'<div><p class="idea-head">{title}</p>'
-        f"{drawings.links(values, metrics.owners(r), data.CLASSES, pictures, f'{title}, a network trained with CSG', 0.1)}</div>"
+        f"{drawings.links(values, own, data.CLASSES, pictures, f'{title}, a network trained with CSG', 0.1)}</div>"
         for title, values in sides.items()
     )
     return (
-        f'<figure class="idea"><div class="idea-panels">{panels}</div><figcaption>One CSG network, seed {run.recipe.seed}. Lines lead from '
-        "filters to classes, left as strong as the mean activation on images of the class, right as what the filter adds to the logit "
-        "of the class above the mean logit; both relative to the filter's strongest line, from a tenth of it on.</figcaption></figure>"
+        f'<figure class="idea"><div class="idea-panels">{panels}</div><figcaption>One CSG network, seed {run.recipe.seed}. '
+        "Lines lead from filters to classes, left as strong as the mean activation on images of the class, right as what the "
+        "filter adds to the logit of the class above the mean logit; both relative to the filter's strongest line, from a "
+        "tenth of it on.</figcaption></figure>"
     )
-
-
-def firing(runs: dict[str, list[Run]]) -> str:
-    """The table that tells firing from use, over the seeds of three networks."""
-    return tables.statistics(use.MEASURES, runs).data + "\n"
 
 
 def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
@@ -165,7 +168,7 @@ def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
     def raw(markup: str) -> str:
         return f"```{{raw}} html\n{markup}\n```\n"
 
-    three = {name: runs.get(name, []) for name in ("std", "matched", "csg")}
+    three = {name: runs.get(name, []) for name in ("csg", "std", "matched")}
     mini = data.load("cifar10-mini").test
     pictures = drawings.faces(mini.images, mini.labels, len(data.CLASSES))
     film = drawings.rhythm(three["csg"][0].history) if three["csg"] else ""
@@ -173,5 +176,6 @@ def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
         "_worked.md": raw(figure()),
         "_paths.md": raw(f'<figure class="sketch">{drawings.paths(pictures[2])}</figure>'),
         "_rhythm.md": raw(f'<figure class="sketch">{film}</figure>') if film else "No run of CSG is here yet.\n",
-        "_firing.md": (raw(fires_and_serves(three["csg"][0], pictures)) if three["csg"] else "") + "\n" + firing(three),
+        "_twice.md": raw(fires_and_serves(three["csg"][0], pictures)) if three["csg"] else "\n",
+        "_firing.md": tables.statistics(use.MEASURES, three).data + "\n",
     }

@@ -119,11 +119,18 @@ def test_results_list_every_claim_with_its_runs(html):
             assert r["ours"] is not None
 
 
-def test_the_index_shows_every_claim_and_number_of_the_results(html):
-    text = re.sub(r"<[^>]+>", "", (html / "index.html").read_text()).replace("&#39;", "'").replace("’", "'")
-    for r in json.loads((BUILD / "results.json").read_text()):
-        assert r["sentence"] in text
-        assert r["ours"] is None or f"{r['ours']:.4f}".lstrip("-") in text
+def test_the_results_page_shows_every_claim_and_number_and_the_index_counts_them(html):
+    def text(page: str) -> str:
+        return re.sub(r"<[^>]+>", "", (html / f"{page}.html").read_text()).replace("&#39;", "'").replace("’", "'")
+
+    results, shown = json.loads((BUILD / "results.json").read_text()), text("results")
+    for r in results:
+        assert r["sentence"] in shown
+        assert r["ours"] is None or f"{r['ours']:.4f}".lstrip("-") in shown
+    index = (html / "index.html").read_text()
+    assert sum(int(n) for n in re.findall(r'<li class="tally-\w+"[^>]*><b>(\d+)</b>', index)) == len(results)
+    csg = experiments.published("which-one", "smoke", BUILD / "runs")["csg"][0]
+    assert f">{csg.metrics['accuracy']:.4f}<" in index and index.count('class="drawn drawn-links"') == 2
 
 
 def test_every_run_behind_a_claim_has_its_entry_with_recipe_and_commit(html):

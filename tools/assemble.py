@@ -16,7 +16,7 @@ from csglib import Problem, claims, experiments, front, runs, scaling, speed, ta
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-PHOTOGRAPHS = re.compile(r"\b(figures\.places|applications\.(attacked|looks|exciting))\(")  # else book.css turns a figure inside out by night
+PHOTOGRAPHS = re.compile(r"\b(figures\.places|applications\.(attacked|looks|exciting))\(")  # never inverted by night
 
 
 def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -58,8 +58,11 @@ def write_results(sources: Path, results: list[dict]) -> None:
 
 def write_front(sources: Path, results: list[dict], profile: str, runs_folder: str) -> None:
     """The generated parts of the first page and of the method."""
-    found = experiments.published("which-one", profile, runs_folder)
-    for name, text in (front.pages(results, found) | worked.pages(found)).items():
+    asked = {page: set(front.NAMES) & set(experiments.recipes(page, profile)) for page in experiments.book()["pages"]}
+    page = max(asked, key=lambda page: len(asked[page]))
+    found = experiments.published(page, profile, runs_folder)
+    longer = experiments.published(page, "paper") if "paper" in experiments.book()["profiles"] else {}
+    for name, text in (front.pages(results, found, longer) | worked.pages(found)).items():
         (sources / name).write_text(text)
 
 
