@@ -243,18 +243,30 @@ def kind(verdict: str) -> str:
     return "none" if verdict.startswith(("not ", "no ")) and verdict != "no difference found" else "open"
 
 
+def short(verdict: str) -> str:
+    """Without the reason that may follow it."""
+    return verdict.split(":")[0]
+
+
+def question(c: dict) -> bool:
+    """Whether the book asks this itself, and no paper claims it."""
+    return c.get("question", c["source"] == OURS)
+
+
 ORDER = ("yes", "no", "open", "none")
 
 
 def tally(results: list[dict]) -> str:
     """How many claims of the papers, and questions of the book, ended in which verdict."""
     groups = {
-        "Claims of the papers": [c for c in results if c["source"] != OURS],
-        "Questions of this book": [c for c in results if c["source"] == OURS],
+        "Claims of the papers": [c for c in results if not question(c)],
+        "Questions of this book": [c for c in results if question(c)],
     }
     rows = ""
     for name, group in groups.items():
-        counts = sorted(Counter(c["verdict"] for c in group).items(), key=lambda item: (ORDER.index(kind(item[0])), -item[1]))
+        counts = sorted(
+            Counter(short(c["verdict"]) for c in group).items(), key=lambda item: (ORDER.index(kind(item[0])), -item[1])
+        )
         told = ", ".join(f"{n} {verdict}" for verdict, n in counts)
         bars = "".join(
             f'<li class="tally-{kind(verdict)}" style="flex-grow:{n}"><b>{n}</b> <span>{html.escape(verdict)}</span></li>'
@@ -297,7 +309,7 @@ LABELS = {  # what a row of the forest plot calls a claim; another is told by it
 
 def forest(results: list[dict]) -> str:
     """The papers' claims that have an interval: differences around zero, values around the paper's own."""
-    drawable = [c for c in results if c["source"] != OURS and c["low"] is not None and c["ours"] is not None]
+    drawable = [c for c in results if not question(c) and c["low"] is not None and c["ours"] is not None]
     blocks = ""
     for title, rows in (
         ("Differences. The line is no difference.", [c for c in drawable if c["over"]]),
@@ -325,7 +337,7 @@ def forest_row(c: dict) -> str:
     label = html.escape(LABELS.get(c["id"], c["sentence"]))
     return (
         f'<li class="{shape}"><span class="forest-claim">{label}</span>{plot}<span class="forest-number">{told}</span>'
-        f'<span class="forest-verdict">{html.escape(c["verdict"])}</span></li>'
+        f'<span class="forest-verdict">{html.escape(short(c["verdict"]))}</span></li>'
     )
 
 

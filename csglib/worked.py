@@ -105,10 +105,10 @@ def figure() -> str:
     )
     image = "".join(
         f'<tr><th scope="row">{words}</th>{"".join(out(f"{kind}-{k}", kind=kind) for k in range(3))}</tr>'
-        for kind, words in (("fires", "fires, a"), ("passes", "passes the gate, G a"))
+        for kind, words in (("fires", "fires, a"), ("passes", "passes, G a"))
     )
     paths = "".join(
-        f'<tr><th scope="row">{path} path</th>{"".join(out(f"{path}-{c}", kind=path) for c in range(2))}</tr>'
+        f'<tr><th scope="row">{path}</th>{"".join(out(f"{path}-{c}", kind=path) for c in range(2))}</tr>'
         for path in ("standard", "gated")
     )
     numbers = "".join(
@@ -162,6 +162,17 @@ def fires_and_serves(run: Run, pictures: list[str]) -> str:
     )
 
 
+PATHS = (
+    "The fuller a box, the more its filter fires. Above, the head reads all of them; below, only what the open valves let "
+    "through. Image, convolutions and head are the same."
+)
+RHYTHM = "One of our runs. See how the solid line drops in shaded epochs and recovers, and how soon the gate is sparse."
+
+
+def sketch(drawing: str, caption: str) -> str:
+    return f'<figure class="sketch">{drawing}<figcaption>{caption}</figcaption></figure>'
+
+
 def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
     """The generated parts of the page of the method, by the name of the file that method.md includes."""
 
@@ -174,8 +185,8 @@ def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
     film = drawings.rhythm(three["csg"][0].history) if three["csg"] else ""
     return {
         "_worked.md": raw(figure()),
-        "_paths.md": raw(f'<figure class="sketch">{drawings.paths(pictures[2])}</figure>'),
-        "_rhythm.md": raw(f'<figure class="sketch">{film}</figure>') if film else "No run of CSG is here yet.\n",
+        "_paths.md": raw(sketch(drawings.paths(pictures[2]), PATHS)),
+        "_rhythm.md": raw(sketch(film, RHYTHM)) if film else "No run of CSG is here yet.\n",
         "_twice.md": raw(fires_and_serves(three["csg"][0], pictures)) if three["csg"] else "\n",
         "_firing.md": tables.statistics(use.MEASURES, three).data + "\n",
     }

@@ -116,7 +116,7 @@ RESULTS = [
     claim("accuracy-order", "contradicted", paper=0.0023, ours=-0.014, low=-0.021, high=-0.007),
     claim("accuracy-matched", "open", source=papers.OURS, ours=-0.002, low=-0.005, high=0.002),
     claim("new", "size reproduced", paper=0.05),
-    claim("value", "inconclusive", over=None, paper=0.9),
+    claim("value", "inconclusive: another schedule", over=None, paper=0.9),
     claim("flat", "not measurable", ours=0.0, low=0.0, high=0.0),
     claim("absent", "not run here", ours=None, low=None, high=None),
 ]  # fmt: skip
@@ -126,7 +126,9 @@ def test_the_tally_counts_every_claim_once_apart_for_papers_and_book():
     text = front.tally(RESULTS)
     assert [int(n) for n in re.findall(r"<b>(\d+)</b>", text)] == [1, 1, 1, 1, 1, 1]
     assert "Claims of the papers <span>(5)</span>" in text and "Questions of this book <span>(1)</span>" in text
-    assert 'aria-label="Questions of this book: 1 open"' in text
+    assert 'aria-label="Questions of this book: 1 open"' in text and "another schedule" not in text
+    asked = front.tally([c | {"question": c["id"] == "new"} for c in RESULTS])  # a claim may say itself whose it is
+    assert 'aria-label="Questions of this book: 1 size reproduced"' in asked
     assert text.index("size reproduced</span>") < text.index("contradicted</span>") < text.index("inconclusive</span>")
 
 
@@ -256,6 +258,16 @@ def test_pressure_alone_breaks_no_tie_and_the_weights_do():
     assert worked.trained(-0.5, 0.03, 40)[:, 1].tolist() == [0, 1]
 
 
+def test_the_solutions_of_the_pages_exercises_are_those_of_the_gate():
+    def shut(pressure: float) -> int:
+        return next(n for n in range(41) if worked.trained(0.25, pressure, n)[1, 1] == 0)
+
+    page = (ROOT / "book" / "method.md").read_text()
+    assert f"After {shut(0.0)} steps and after {shut(0.1)}." in page
+    assert f"At 4/6, or {gate.density(worked.trained(0.0, 0.1, 40)):.3f}." in page
+    assert worked.view(worked.START | {"steps": 0})["standard-1"] == worked.view(worked.START | {"steps": 40})["standard-1"]
+
+
 def test_the_example_starts_between_open_and_shut():
     shown = worked.view(worked.START)
     assert 0.1 < shown["gate-1-1"][1] < 0.9 and shown["fires-1"] != shown["passes-1"]
@@ -369,5 +381,5 @@ def test_every_function_that_draws_photographs_is_known_to_the_book():
 
 def test_results_of_the_published_runs_have_what_the_first_page_reads():
     asked = set(re.findall(r'c\["(\w+)"\]', (ROOT / "csglib" / "front.py").read_text()))
-    assert {"verdict", "ours", "low", "high", "paper", "over", "source", "sentence", "id"} >= asked
+    assert {"verdict", "ours", "low", "high", "paper", "over", "source", "sentence", "id", "question"} >= asked
     assert set(front.LABELS) - {c.id for c in papers.CLAIMS} == set()
