@@ -242,6 +242,35 @@ def test_images_are_drawn(site, browser):
     assert len(widths) == 2 and min(widths) > 600
 
 
+LINES = """
+return [...document.querySelectorAll('td.number')].map(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell.querySelector('p') || cell);
+  return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+});"""
+
+
+@pytest.mark.browser
+def test_numbers_stay_on_one_line_and_code_is_a_small_one(site, browser):
+    open_page(browser, f"{site}/table1.html", 400)
+    lines = browser.execute_script(LINES)
+    assert len(lines) > 20 and set(lines) == {1}
+    heights = browser.execute_script("return [...document.querySelectorAll('details.hide')].map(d => d.offsetHeight)")
+    assert len(heights) > 3 and all(24 <= h <= 32 for h in heights)  # not less, so that a finger finds it
+
+
+@pytest.mark.browser
+def test_by_night_figures_are_inverted_and_photographs_are_not(site, browser):
+    images = "[...document.querySelectorAll('.cell_output > figure > img')]"
+    seen = []
+    for page in ("table1", "icnn"):
+        open_page(browser, f"{site}/{page}.html", 1280)
+        browser.execute_script("localStorage.setItem('mode', 'dark'); localStorage.setItem('theme', 'dark')")
+        open_page(browser, f"{site}/{page}.html", 1280)
+        seen += browser.execute_script(f"return {images}.map(i => [i.className, getComputedStyle(i).filter])")
+    assert {"photographs" in name: filter for name, filter in seen} == {True: "none", False: "invert(1) hue-rotate(180deg)"}
+
+
 @pytest.mark.browser
 def test_the_search_works_under_the_pages_policy_and_a_script_from_elsewhere_does_not(site, browser):
     browser.get_log("browser")
