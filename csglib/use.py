@@ -98,7 +98,7 @@ MEASURES = {  # of the table on the page of the method: what fires, what is used
     "Fires: share of a class's mean activation that falls on its own filters": of(metrics.own_share),
     "Fires: mean activation on other classes, relative to the own class": of(elsewhere),
     "Fires: sparsity of an image's features (Hoyer, 1 is one-hot)": lambda run: metrics.hoyer(run.readout.features),
-    "Used: share of a class's evidence that comes from its own filters": of(own_evidence),
+    "Used: share of a class's support that comes from its own filters": of(own_evidence),
     "Used: accuracy left on a class without its filters": lambda run: removed(run)[0],
     "Used: accuracy lost where each class may use its own filters alone": of(one_group_loss),
     "Tells: standard deviation inside own and other classes, relative to the own class's mean": of(within),
