@@ -47,11 +47,11 @@ def idea(runs: Runs) -> str:
     links = {name: np.mean([use.own_evidence(run.readout) for run in runs[name]]) for name in pair}
     caption = (
         f"Two networks of ours, ResNet-20 on CIFAR-10, seed {pair['csg'].recipe.seed}. A line leads from a filter to a class "
-        f"whose prediction it supports, the stronger the more. Over all seeds, {links['std']:.0%} of a class's support comes "
-        f"from filters of its own colour on the left, {links['csg']:.0%} on the right. Beneath, the images that excite a "
-        "filter most: filters are ranked by how mixed these images are, and four ranks are shown. A dashed frame: not the "
-        f"filter's class. Of all filters' six most exciting test images, {shares['std']:.0%} and {shares['csg']:.0%} show the "
-        "filter's class."
+        "whose prediction it supports, the stronger the more; point at a class to follow its lines. Over all seeds, "
+        f"{links['std']:.0%} of a class's support comes from filters of its own colour on the left, {links['csg']:.0%} on the "
+        "right. Beneath, the images that excite a filter most: filters are ranked by how mixed these images are, and four "
+        "ranks are shown. A dashed frame: not the filter's class. Of all filters' six most exciting test images, "
+        f"{shares['std']:.0%} and {shares['csg']:.0%} show the filter's class."
     )
     told = f"<figcaption>{html.escape(caption)}</figcaption>"
     return raw(f'<figure class="idea"><div class="idea-panels">{panels}</div>{told}</figure>')
