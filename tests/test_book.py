@@ -119,11 +119,18 @@ def test_results_list_every_claim_with_its_runs(html):
             assert r["ours"] is not None
 
 
-def test_the_index_shows_every_claim_and_number_of_the_results(html):
-    text = re.sub(r"<[^>]+>", "", (html / "index.html").read_text()).replace("&#39;", "'").replace("’", "'")
-    for r in json.loads((BUILD / "results.json").read_text()):
-        assert r["sentence"] in text
-        assert r["ours"] is None or f"{r['ours']:.4f}".lstrip("-") in text
+def test_the_results_page_shows_every_claim_and_number_and_the_index_counts_them(html):
+    def text(page: str) -> str:
+        return re.sub(r"<[^>]+>", "", (html / f"{page}.html").read_text()).replace("&#39;", "'").replace("’", "'")
+
+    results, shown = json.loads((BUILD / "results.json").read_text()), text("results")
+    for r in results:
+        assert r["sentence"] in shown
+        assert r["ours"] is None or f"{r['ours']:.4f}".lstrip("-") in shown
+    index = (html / "index.html").read_text()
+    assert sum(int(n) for n in re.findall(r'<li class="tally-\w+"[^>]*><b>(\d+)</b>', index)) == len(results)
+    csg = experiments.published("which-one", "smoke", BUILD / "runs")["csg"][0]
+    assert f">{csg.metrics['accuracy']:.4f}<" in index and index.count('class="drawn drawn-links"') == 2
 
 
 def test_every_run_behind_a_claim_has_its_entry_with_recipe_and_commit(html):
@@ -233,6 +240,35 @@ def test_images_are_drawn(site, browser):
     open_page(browser, f"{site}/train-a-gate.html", 1280)
     widths = browser.execute_script("return [...document.images].filter(i => i.alt.length > 20).map(i => i.naturalWidth)")
     assert len(widths) == 2 and min(widths) > 600
+
+
+LINES = """
+return [...document.querySelectorAll('td.number')].map(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell.querySelector('p') || cell);
+  return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size;
+});"""
+
+
+@pytest.mark.browser
+def test_numbers_stay_on_one_line_and_code_is_a_small_one(site, browser):
+    open_page(browser, f"{site}/table1.html", 400)
+    lines = browser.execute_script(LINES)
+    assert len(lines) > 20 and set(lines) == {1}
+    heights = browser.execute_script("return [...document.querySelectorAll('details.hide')].map(d => d.offsetHeight)")
+    assert len(heights) > 3 and all(24 <= h <= 32 for h in heights)  # not less, so that a finger finds it
+
+
+@pytest.mark.browser
+def test_by_night_figures_are_inverted_and_photographs_are_not(site, browser):
+    images = "[...document.querySelectorAll('.cell_output > figure > img')]"
+    seen = []
+    for page in ("table1", "icnn"):
+        open_page(browser, f"{site}/{page}.html", 1280)
+        browser.execute_script("localStorage.setItem('mode', 'dark'); localStorage.setItem('theme', 'dark')")
+        open_page(browser, f"{site}/{page}.html", 1280)
+        seen += browser.execute_script(f"return {images}.map(i => [i.className, getComputedStyle(i).filter])")
+    assert {"photographs" in name: filter for name, filter in seen} == {True: "none", False: "invert(1) hue-rotate(180deg)"}
 
 
 @pytest.mark.browser

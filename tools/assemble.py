@@ -4,6 +4,7 @@ python tools/assemble.py BUILD PROFILE RUNS    reads BUILD/PROFILE/*.ipynb and r
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import Problem, claims, experiments, runs, scaling, schedules, simulate, speed, tables
+from csglib import Problem, claims, experiments, front, runs, scaling, schedules, simulate, speed, tables, worked
 from csglib.data import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+PHOTOGRAPHS = re.compile(r"\b(figures\.places|applications\.(attacked|looks|exciting))\(")  # never inverted by night
 
 
 def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -33,6 +35,8 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if "text/html" in data:
                 data.pop(WIDGET_VIEW, None)  # the static rendering stays
             needs_state |= WIDGET_VIEW in data
+        if PHOTOGRAPHS.search(cell.source):
+            cell.metadata.setdefault("mystnb", {}).setdefault("image", {})["classes"] = "photographs"
         if not any("image/png" in out.get("data", {}) for out in cell.get("outputs", [])):
             cell.metadata.get("mystnb", {}).pop("figure", None)  # a picture that could not be drawn has no caption
     if not needs_state:
@@ -41,8 +45,7 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def write_results(sources: Path, results: list[dict]) -> None:
-    """The table of all claims for the index, and one section a page for the results."""
-    (sources / "_claims.md").write_text(claims.markdown(results))
+    """One section a page for the results."""
     contradicted = [c for c in results if c["verdict"] == "contradicted"]
     (sources / "_contradicted.md").write_text(claims.markdown(contradicted) if contradicted else "No claim so far.\n")
     sections = []
@@ -60,6 +63,16 @@ def write_rules(sources: Path, results: list[dict]) -> None:
     (sources / "_rules_pairing.md").write_text(simulate.pairing(results))
     (sources / "_rules_together.md").write_text(simulate.together(results))
     (sources / "_changed.md").write_text(simulate.changed())
+
+
+def write_front(sources: Path, results: list[dict], profile: str, runs_folder: str) -> None:
+    """The generated parts of the first page and of the method."""
+    asked = {page: set(front.NAMES) & set(experiments.recipes(page, profile)) for page in experiments.book()["pages"]}
+    page = max(asked, key=lambda page: len(asked[page]))
+    found = experiments.published(page, profile, runs_folder)
+    longer = experiments.published(page, "paper") if "paper" in experiments.book()["profiles"] else {}
+    for name, text in (front.pages(results, found, longer) | worked.pages(found)).items():
+        (sources / name).write_text(text)
 
 
 def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
@@ -90,6 +103,7 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
     write_results(sources, json.loads((done / "results.json").read_text()))
     if (sources / "verdicts.md").exists():
         write_rules(sources, json.loads((done / "results.json").read_text()))
+    write_front(sources, json.loads((done / "results.json").read_text()), profile, runs_folder)
     write_runs(sources, profile, runs_folder)
     if (sources / "how-fast.md").exists():
         write_speed(sources)

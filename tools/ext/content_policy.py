@@ -24,6 +24,7 @@ KNOWN = [  # how each script inside a page begins
     "window.MathJax = {",
     "// Activate the search field on page load",
     "// The explorers of explore.py in a page without a kernel",
+    "// The worked example of worked.py in a page without a kernel",
 ]
 HANDLERS = ["toggleFullScreen()", "window.print()"]  # of the theme's buttons
 SCRIPT = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script\s*>", re.S | re.I)
