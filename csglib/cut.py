@@ -76,7 +76,8 @@ def check_network(network) -> None:
 @torch.no_grad()
 def image_for(network: nn.Module) -> Float[Tensor, "1 3 S S"]:
     """Noise of a size that the whole network takes: its own or ImageNet's, else CIFAR's and other usual ones."""
-    sizes = (network.image_size,) if hasattr(network, "image_size") else (224, 32, 64, 96, 128, 256, 28)
+    own = getattr(network, "image_size", None)
+    sizes = (own,) if isinstance(own, int) else (224, 32, 64, 96, 128, 256, 28)
     device, trial = next(network.parameters()).device, copy.deepcopy(network).eval()
     images = [torch.randn(1, 3, S, S, generator=torch.Generator().manual_seed(0)).to(device) for S in sizes]
     for image in images:

@@ -37,7 +37,7 @@ def verify(run: Run) -> str:
     if runs.drifted(run.history, run.metrics, N):
         raise Problem(
             f"{run.path / 'metrics.json'} says accuracy {run.metrics['accuracy']}, the last epoch in history.jsonl "
-            f"{run.history[-1]['test_accuracy']}: {AGAIN}"
+            f"{run.history[-1].get('test_accuracy')}: {AGAIN}"
         )
     return f"verified: {', '.join(told)}; readout {readout}"
 
