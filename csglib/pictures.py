@@ -73,8 +73,9 @@ def asked(name: str) -> Asked:
         if root.is_dir():
             return Asked(root, **options)
     inside = {"folder": "a subfolder of pictures for each class", "voc": "JPEGImages, Annotations and ImageSets"}[kind]
+    more = "; behind a PATH may stand a size such as @64, and @skip" if "@" in path else ""
     raise Problem(
-        f"there is no folder {here} here and no {folder() / here}: name one that has {inside}, as in {kind}:my-pictures"
+        f"there is no folder {here} here and no {folder() / here}: name one that has {inside}, as in {kind}:my-pictures{more}"
     )
 
 

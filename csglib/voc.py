@@ -79,6 +79,8 @@ def names(voc: Path, split: str, report: Report) -> list[str]:
             if of_class[2] == "-1":
                 report.left[f"photographs that {path.name} marks with -1"] += 1
                 continue
+        if name not in known and (bare := name.rpartition("."))[0] in known and f".{bare[2]}".lower() in endings():
+            name = bare[0]
         if re.search(r"[/\\]|^\.", name) or not name.isprintable() or len(name) > 200:
             raise Problem(f"{path} names {name[:80]!r}, which is no file of JPEGImages: correct the list")
         found += [known.get(name, name)] * bool(name)

@@ -68,6 +68,11 @@ def test_a_photograph_may_be_called_anything_that_is_a_file(name, town):
     assert len(found) == 2 and unicodedata.normalize("NFC", found.photographs[1]) == unicodedata.normalize("NFC", name)
 
 
+def test_a_list_may_come_from_windows_and_name_files(town):
+    (town / "ImageSets/Main/train.txt").write_bytes("\ufeffp0\r\np1.PNG\r\n\r\n".encode())
+    assert objects.read_voc("town", "train", ("car", "van"), size=16).photographs == ("p0", "p0", "p1", "p1")
+
+
 @pytest.mark.parametrize("name", ["../p0", "a/b", "..", ".hidden", "a\\b", "x" * 300])
 def test_a_list_cannot_name_what_is_elsewhere(name, town):
     lists(train=f"p0\n{name}\n")
@@ -81,6 +86,22 @@ def test_a_path_without_folder_is_told_its_name(pets, csglib):
         assert code == 2 and not out and "unknown dataset 'pets'" in err and "folder:pets" in err and err.count("\n") == 1
     code, _, err = csglib("train", "--dataset", str(pets), "--out", "new")
     assert code == 2 and "pictures of your own are called folder:PATH" in err
+
+
+@pytest.mark.parametrize("name", ["folder:pets@16@skp", "folder:pets@16.0", "folder:pets@skip@x"])
+def test_an_option_that_is_none_is_refused_with_those_that_are(name, pets):
+    with pytest.raises(Problem, match="there is no folder pets@.*; behind a PATH may stand a size such as @64, and @skip"):
+        data.load(name)
+
+
+def test_a_class_is_one_in_both_forms_that_unicode_has_for_an_accent(pets):
+    (pets / "train/cat").rename(pets / "train" / unicodedata.normalize("NFD", "ü"))
+    (pets / "test/cat").rename(pets / "test" / unicodedata.normalize("NFC", "ü"))
+    found = data.load("folder:pets@16")
+    assert found.classes == ("dog", "\u00fc") and found.test.labels.bincount().tolist() == [4, 4]
+    (pets / "train/dog").rename(pets / "train" / unicodedata.normalize("NFC", "ü"))
+    with pytest.raises(Problem, match="two folders whose names differ in the form of an accent alone: put them together"):
+        data.load("folder:pets@16")
 
 
 def test_a_tilde_is_the_own_folder(pets, town, place, monkeypatch):
