@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from csglib import Problem, files
 
@@ -19,9 +20,7 @@ from csglib import Problem, files
 class Checkpoint:
     """All that a next epoch depends on, in one file that is replaced in one step."""
 
-    def __init__(
-        self, path: Path, net: nn.Module, gate: nn.Module | None, optimisers: list, scaler: GradScaler, data: str, versions: dict
-    ):
+    def __init__(self, path: Path, net, gate, optimisers: list[Optimizer], scaler: GradScaler, data: str, versions: dict):
         """`data` is the digest of the images; those of another digest are refused.  `versions` are those of the libraries."""
         self.path, self.net, self.gate, self.optimisers, self.scaler = path, net, gate, optimisers, scaler
         self.data, self.versions = data, json.dumps(versions)
@@ -82,7 +81,7 @@ class Checkpoint:
         return history, [tensors[f"gates.{t}"].to(device) for t in range(count)], dirty
 
 
-def parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+def parameters(optimiser: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimiser.param_groups for p in group["params"]]
 
 

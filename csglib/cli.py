@@ -183,7 +183,7 @@ def doctor(gpu: bool = False) -> None:
     """Say what is found here (Python, torch, GPU, data, runs) and what to do; exit with 1 where something has to be done.
 
     Args:
-        gpu: Try the GPU instead, in about two minutes: every method captured, stopped, side by side, in each precision.
+        gpu: Try the GPU instead, which takes some minutes: every method captured, stopped, side by side, in each precision.
     """
     from csglib.doctor import examine, try_gpu
 

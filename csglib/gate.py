@@ -73,7 +73,8 @@ class SampledGate(nn.Module):
         autocast to bfloat16 the probability q is rounded by up to 0.002, far below the noise of a draw.
         """
         s = logits.float().softmax(1)
-        z = torch.multinomial(s.nan_to_num(1), 1).squeeze(1)  # a diverging loss is told at the epoch's end
+        s_or_1 = s.nan_to_num(1)  # a diverging loss is told at the epoch's end
+        z = (s_or_1 / torch.empty_like(s).exponential_()).argmax(1)  # as multinomial draws, which in older torch stops a GPU
         q = (straight_through(F.one_hot(z, s.shape[1]).float(), s) @ self.matrix).clamp(0, 1)
         return a * straight_through(torch.bernoulli(q.nan_to_num()), q).to(a.dtype), z
 

@@ -34,9 +34,7 @@ class CaptureFailed(Problem):
 class Loop:
     """The training steps of one recipe on one device, and what they need to be fast: compiled maps, a stream, graphs."""
 
-    def __init__(
-        self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None
-    ):
+    def __init__(self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None):
         self.recipe, self.m, self.net, self.gate, self.optimisers, self.images = recipe, m, net, gate, optimisers, images
         self.device = device = images.images.device
         self.steps = len(images) // recipe.batch_size
@@ -135,10 +133,11 @@ class Loop:
             except RuntimeError as error:
                 while error.__context__ is not None:  # the end of a capture that failed fails too
                     error = error.__context__
-                few = isinstance(error, torch.OutOfMemoryError)
-                remedy = "choose a smaller --batch-size, train fewer at once" if few else "run `csglib doctor --gpu`"
-                told = plain(str(error).partition("\n")[0])
-                raise CaptureFailed(f"a step of {recipe.name} cannot be captured ({told}): {remedy}, or leave --loop out") from None
+                full = isinstance(error, torch.OutOfMemoryError)
+                remedy = "choose a smaller --batch-size, train fewer at once" if full else "run `csglib doctor --gpu`"
+                line = (str(error).splitlines() or [type(error).__name__])[0]
+                told = f"a step of {recipe.name} cannot be captured ({plain(line)})"
+                raise CaptureFailed(f"{told}: {remedy}, or leave --loop out") from None
         for _ in range(self.steps - done):
             self.graphs[path]()
 
@@ -232,7 +231,7 @@ def captured(step, pool):
 
 
 class Clock:
-    """How long an epoch takes: on a GPU by its stream's own time, elsewhere by the host's; what comes after `stop` is not in it."""
+    """How long an epoch takes, until `stop`: on a GPU by its stream's own time, elsewhere by the host's."""
 
     def __init__(self, stream):
         self.stream, self.began, self.ended = stream, self.now(stream), None

@@ -94,7 +94,7 @@ def training(recipe: Recipe, out: Path, device: torch.device, every: int, at_onc
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
     graphs_at_once = at_once > 1 and device.type == "cuda" and recipe.loop == "fast"
     if graphs_at_once and (m.draws or draws(net, dataset.train)):
-        raise Problem(f"a step of {recipe.name} draws random numbers from a generator that all graphs share: train it by itself")
+        raise Problem(f"{recipe.name} draws random numbers from a generator that all graphs share: train it by itself")
     device = distributed.join(recipe, device)
     with ExitStack() as held:
 

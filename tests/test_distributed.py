@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import trainings
+from test_loop import assert_close, other, run_script, small  # noqa: F401 (a fixture)
 
-from csglib import distributed, runs, train
+from csglib import Problem, distributed, runs, train
 from csglib.loop import Loop
 from csglib.runs import Recipe
 
@@ -106,3 +107,35 @@ def test_a_mean_over_processes_weighs_their_images(monkeypatch):
         distributed.mean(p.mean().item(), len(p))
     summed = torch.stack(totals).sum(0)
     assert (summed[0] / summed[1]).item() == pytest.approx(values.mean().item())
+
+
+def test_two_processes_train_the_network_of_one_with_the_joined_batch(tmp_path):
+    done = torchrun(trainings.__file__, str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    run_script(tmp_path / "one")
+    one, two = (runs.read(tmp_path / name) for name in ("one", "two"))
+    assert_close(two.weights, one.weights, atol=2e-3)  # stored in float16
+    torch.testing.assert_close(two.readout.gate, one.readout.gate, rtol=1e-3, atol=1e-3)
+    assert [r["path"] for r in two.history] == [r["path"] for r in one.history]
+    for ours, theirs in zip(two.history, one.history, strict=True):
+        for name in ("train_loss", "test_loss", "test_accuracy"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 3}, "2 processes cannot share a batch of 3 evenly: choose a multiple of 2"),
+        ({"method": "icnn"}, "icnn's loss looks at the whole batch: train it in one process"),
+        ({"loop": "fast"}, "2 processes train with the plain loop alone: leave --loop out"),
+        ({"method": "fixed", "fixed_gate": "shuffled"}, "looks at the whole batch"),
+    ],
+)
+@pytest.mark.usefixtures("tiny", "small")
+def test_a_batch_that_processes_cannot_share_is_refused_before_they_meet(changes, said, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = other(**({"method": "csg"} | changes))
+    with pytest.raises(Problem, match=said):
+        train.train(recipe, tmp_path / "out", "cpu")
+    assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ NOT_RUN = {  # of commands in sh blocks, by their beginnings
     "csglib evaluate build/decay": "the same",
     "python -m pytest": "this suite; its files must exist",
     "git clone": "needs an address",
-    "torchrun": "eight GPUs; tests/test_loop.py has two processes train one small network",
+    "torchrun": "eight GPUs; tests/test_distributed.py has two processes train one small network",
     "cd ": "with it",
     "pip ": "needs a network",
 }

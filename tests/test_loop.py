@@ -1,13 +1,10 @@
-"""The fast loop, many trainings at once, and several processes for one: each against the plain loop of one process."""
+"""The fast loop against the plain one: compiled, recorded and replayed, in each precision."""
 
 import dataclasses
-import gc
 import io
 import json
 import subprocess
 import sys
-import time
-import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,8 +12,6 @@ import pytest
 import torch
 import trainings
 from recorded import recorded
-from torch import nn
-from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from csglib import Problem, loop, methods, nets, runs, train
@@ -59,9 +54,8 @@ def trained(recipe: Recipe, epochs=(0,), capture=None) -> tuple[dict, list[dict]
     return net.state_dict() | ({"gate": gate.matrix.detach()} if gate is not None else {}), rows, steps
 
 
-def run_script(out: Path, *words: str, processes: int = 1) -> None:
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *many, trainings.__file__, str(out), *words]
+def run_script(out: Path, *words: str) -> None:
+    command = [sys.executable, trainings.__file__, str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -147,7 +141,7 @@ def test_a_failed_capture_stops_all_that_train_in_its_process(error, remedy, mon
 
 def test_the_bar_of_a_gpu_moves_when_the_epoch_has_ended(monkeypatch):
     """There the steps have only been asked for when `start` returns."""
-    bar = tqdm(total=10 * STEPS, file=io.StringIO())
+    bar = tqdm(total=10 * STEPS, file=io.StringIO(), disable=False)
     _, _, steps = trained(RECIPE, [0], lambda step: step)
     steps.start(1, bar)
     assert bar.n == 0
@@ -313,135 +307,3 @@ def test_the_ninth_network_of_a_process_is_compiled_too_and_a_failure_is_told_in
     problem, count = done.stdout.splitlines()
     assert count == "11"  # each once, though it trains two epochs
     assert problem.endswith("raised: RuntimeError: no compiler for this): leave --loop out")
-
-
-# Many at once
-
-
-def test_trainings_side_by_side_end_with_the_bits_of_separate_ones(tmp_path):
-    recipes = [
-        RECIPE,
-        dataclasses.replace(RECIPE, seed=1),
-        Recipe(**{**dataclasses.asdict(RECIPE), "method": "picnn", "cycle": "sgs"}),
-    ]
-    together = train.side_by_side([(r, tmp_path / f"together-{i}") for i, r in enumerate(recipes)], "cpu")
-    for i, recipe in enumerate(recipes):
-        alone = train.train(recipe, tmp_path / f"alone-{i}", "cpu")
-        for name in ("model.safetensors", "readout.safetensors"):
-            assert (together[i].path / name).read_bytes() == (alone.path / name).read_bytes()
-
-
-def test_where_one_fails_the_others_finish_and_nothing_of_it_is_published(tmp_path):
-    bad = dataclasses.replace(RECIPE, lr=1e30, seed=3)
-    with pytest.raises(Problem, match="lower --lr"):
-        train.side_by_side([(bad, tmp_path / "bad"), (RECIPE, tmp_path / "good")], "cpu")
-    assert runs.read(tmp_path / "good").metrics and not (tmp_path / "bad").exists()
-
-
-def test_seconds_are_those_of_a_training_alone_and_not_of_the_others_turns(monkeypatch, tmp_path):
-    original = methods.METHODS["csg"]
-
-    def slow(*args):
-        time.sleep(0.02)
-        return original.loss(*args)
-
-    monkeypatch.setitem(methods.METHODS, "csg", dataclasses.replace(original, loss=slow))
-    began = time.monotonic()
-    trained = train.side_by_side([(dataclasses.replace(RECIPE, seed=i), tmp_path / str(i)) for i in range(4)], "cpu")
-    wall = time.monotonic() - began
-    for run in trained:
-        assert all(row["seconds"] > 0.02 * STEPS for row in run.history) and run.provenance["side_by_side"] == 4
-    assert sum(run.provenance["train_seconds"] for run in trained) <= wall + 0.2  # each is rounded to a tenth
-    assert sum(row["seconds"] for run in trained for row in run.history) <= wall
-
-
-def test_a_failed_training_leaves_its_memory_to_the_others(monkeypatch, tmp_path):
-    bad, nets_made, gone = dataclasses.replace(RECIPE, lr=1e30, seed=3), {}, []
-    build, row = train.build, Loop.row
-
-    def watched(recipe, num_classes):
-        m, net, gate = build(recipe, num_classes)
-        nets_made[recipe.seed] = weakref.ref(net)
-        return m, net, gate
-
-    def look(self, epoch):
-        if self.recipe == RECIPE and epoch == 1:
-            gc.collect()
-            gone.append(nets_made[bad.seed]() is None)
-        return row(self, epoch)
-
-    monkeypatch.setattr(train, "build", watched)
-    monkeypatch.setattr(Loop, "row", look)
-    with pytest.raises(Problem, match="lower --lr"):
-        train.side_by_side([(bad, tmp_path / "bad"), (RECIPE, tmp_path / "good")], "cpu")
-    assert gone == [True]
-
-
-class Noisy(nn.Module):
-    def forward(self, x):
-        return x + torch.rand(())
-
-
-@pytest.mark.parametrize(
-    ("layer", "draws"),
-    [(nn.Dropout(0.1), True), (StochasticDepth(0.2, "row"), True), (Noisy(), True), (nn.Dropout(0), False), (nn.ReLU(), False)],
-)
-def test_a_network_that_draws_random_numbers_trains_alone_where_graphs_share_a_generator(layer, draws, monkeypatch, tmp_path):
-    def network(num_classes: int) -> nets.Split:
-        net = trainings.small(num_classes)
-        net.features.append(layer)
-        return net
-
-    monkeypatch.setitem(nets.NETS, "small", network)
-    monkeypatch.setattr(train, "settle_precision", lambda recipe, _: (recipe, "asked for"))
-    monkeypatch.setattr(train, "check_compiler", lambda _: None)
-    monkeypatch.setattr(train.distributed, "join", lambda *_: stop())
-
-    def stop():
-        raise Problem("this far")
-
-    def told(n: int, **changes) -> str:
-        with pytest.raises(Problem) as problem:
-            recipe = dataclasses.replace(RECIPE, **changes)
-            next(train.training(recipe, tmp_path / "out", torch.device("cuda"), 1, n))
-        return str(problem.value)
-
-    assert ("that all graphs share: train it by itself" in told(2, loop="fast")) == draws
-    assert told(1, loop="fast") == told(2, loop="plain") == "this far"
-
-
-def test_two_recipes_cannot_share_a_folder(tmp_path):
-    with pytest.raises(Problem, match="give each its own"):
-        train.side_by_side([(RECIPE, tmp_path / "out"), (RECIPE, tmp_path / "." / "out")], "cpu")
-
-
-# Several processes for one training
-
-
-def test_two_processes_train_the_network_of_one_with_the_joined_batch(tmp_path):
-    run_script(tmp_path / "two", processes=2)
-    run_script(tmp_path / "one")
-    one, two = (runs.read(tmp_path / name) for name in ("one", "two"))
-    assert_close(two.weights, one.weights, atol=2e-3)  # stored in float16
-    torch.testing.assert_close(two.readout.gate, one.readout.gate, rtol=1e-3, atol=1e-3)
-    assert [r["path"] for r in two.history] == [r["path"] for r in one.history]
-    for ours, theirs in zip(two.history, one.history, strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"batch_size": 3}, "2 processes cannot share a batch of 3 evenly: choose a multiple of 2"),
-        ({"method": "icnn"}, "icnn's loss looks at the whole batch: train it in one process"),
-        ({"loop": "fast"}, "2 processes train with the plain loop alone: leave --loop out"),
-        ({"method": "fixed", "fixed_gate": "shuffled"}, "looks at the whole batch"),
-    ],
-)
-def test_a_batch_that_processes_cannot_share_is_refused_before_they_meet(changes, said, monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe = other(**({"method": "csg"} | changes))
-    with pytest.raises(Problem, match=said):
-        train.train(recipe, tmp_path / "out", "cpu")
-    assert not list(tmp_path.iterdir())

@@ -328,6 +328,15 @@ def test_a_network_that_diverges_gives_a_loss_that_is_not_a_number_for_the_loop_
     assert masked.isnan().all()
 
 
+def test_the_classes_drawn_are_torchs_multinomial_to_the_bit():
+    """Which itself reads a number on the host in older versions of torch, where no graph could be captured."""
+    logits = 3 * torch.randn(500, 10)
+    torch.manual_seed(5)
+    expected = torch.multinomial(logits.softmax(1), 1).squeeze(1)
+    torch.manual_seed(5)
+    assert torch.equal(SampledGate(10, 64)(torch.ones(500, 64), logits)[1], expected)
+
+
 def test_the_class_is_drawn_from_the_networks_own_softmax():
     torch.manual_seed(0)
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(4000, 3)
