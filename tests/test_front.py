@@ -233,6 +233,20 @@ def test_the_first_page_includes_what_is_written_and_is_short(three, tmp_path):
     assert len(words) < 600  # two minutes at a reader's usual 250 to 300 words
 
 
+def test_a_book_with_other_experiments_has_both_pages_too(monkeypatch, tmp_path):
+    """One experiment, no profile of the paper's schedule: what cannot be shown is said."""
+    table = {
+        "profiles": {"quick": {"train": False, "seeds": [0], "recipe": {"epochs": 30, "precision": "bfloat16"}}},
+        "experiments": {"std": {"method": "standard"}},
+        "pages": {"table1": {"experiments": ["std"]}, "explore": {}},
+    }
+    monkeypatch.setattr(experiments, "book", lambda: table)
+    assemble.write_front(tmp_path, RESULTS, "quick", str(runs.PUBLISHED))
+    assert (tmp_path / "_findings.md").read_text() == (tmp_path / "_idea.md").read_text() == front.ABSENT
+    assert "| 1 " in (tmp_path / "_firing.md").read_text() and "No run of CSG" in (tmp_path / "_rhythm.md").read_text()
+    assert "tally-yes" in (tmp_path / "_verdicts.md").read_text()
+
+
 # The worked example
 
 
