@@ -159,7 +159,7 @@ def class_folders(root: Path, inside: list[Path]) -> dict[str, Path]:
 
 
 def walk(root: Path, seen: set[tuple[int, int]], report: Report, away: bool = False) -> Iterator[Path]:
-    """Every picture beneath; where links lead away, a folder that is read at its own place or was read before is not read again."""
+    """Every picture beneath; where links lead, a folder that is read at its own place or was read before is not read again."""
     for path in subfolders(root, report, pictures := []):
         led = away or path.is_symlink()
         if led and place(path) in seen:
