@@ -165,6 +165,8 @@ def trained_density(runs: dict[str, Run], classes: tuple[str, ...], n: int = 100
 
 def remove_classes(runs: dict[str, Run], classes: tuple[str, ...], n: int = 2000) -> Explorer:
     """Tick classes whose filters are switched off; a network without a gate owns filters by mean activation."""
+    if len(classes) > 31:
+        raise Problem(f"31 boxes can be ticked, not {len(classes)}: leave this explorer out")  # bits of a number in JavaScript
     gates = {name: (run, metrics.own_filters(run.readout)) for name, run in runs.items()}
     n = min(n, *(len(run.readout.labels) for run in runs.values()))
     controls = (

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +104,9 @@ def listing(root: Path, report: Report | None = None) -> tuple[tuple[str, ...], 
         names = " and ".join(part.name for part, _ in parts)
         raise Problem(f"{root} has class {odd[0]!r} in one of {names} alone: give both the same classes")
     names = tuple(sorted(classes[0]))
-    seen = {place(f) for f in [root, *(part for part, _ in parts), *(f for folders in classes for f in folders.values())]}
+    seen = {
+        place(f) for top in [root, *(part for part, _ in parts), *chain(*(c.values() for c in classes))] for f in under(top)
+    }
     found = []
     for (_, tests), folders in zip(parts or [(root, None)], classes, strict=True):
         for label, name in enumerate(names):
@@ -155,14 +158,15 @@ def class_folders(root: Path, inside: list[Path]) -> dict[str, Path]:
     return found
 
 
-def walk(root: Path, seen: set[tuple[int, int]], report: Report) -> Iterator[Path]:
-    """Every picture beneath; a folder that was walked through already, as a link may lead to, is not walked through again."""
+def walk(root: Path, seen: set[tuple[int, int]], report: Report, away: bool = False) -> Iterator[Path]:
+    """Every picture beneath; where links lead, a folder that is read at its own place or was read before is not read again."""
     for path in subfolders(root, report, pictures := []):
-        if place(path) in seen:
+        led = away or path.is_symlink()
+        if led and place(path) in seen:
             report.left["links to a folder that is read already"] += 1
         else:
             seen.add(place(path))
-            yield from walk(path, seen, report)
+            yield from walk(path, seen, report, led)
     yield from pictures
 
 
@@ -195,6 +199,11 @@ def subfolders(root: Path, report: Report, pictures: list[Path] | None = None) -
 
 def count(root: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(root))
+
+
+def under(root: Path) -> list[Path]:
+    """It and every folder beneath, without the links'."""
+    return [Path(folder) for folder, _, _ in os.walk(root)]
 
 
 def place(path: Path) -> tuple[int, int]:

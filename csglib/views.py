@@ -18,6 +18,8 @@ THRESHOLDS = tuple(f"{i / 50:.2f}" for i in range(51))
 
 def gated_data(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, ...], n: int) -> dict:
     """The first n images' features in eight bits, each run once, and each gate with the place of its run."""
+    if len(classes) > 256:
+        raise Problem(f"an explorer has room for 256 classes, not for {len(classes)}: leave it out")  # labels are bytes
     runs = list({id(run): run for run, _ in gates.values()}.values())
     if any(not torch.equal(run.readout.labels, runs[0].readout.labels) for run in runs):
         raise Problem("the explorer's runs were read out on different images: choose runs of one data set")

@@ -18,7 +18,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from csglib import Problem, applications, data, explore, figures, folders, pictures, runs, tables, train
+from csglib import Problem, applications, data, explore, figures, folders, pictures, runs, tables, train, views
 from csglib.markup import in_markdown
 from csglib.runs import Recipe
 
@@ -381,6 +381,14 @@ def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
     assert "folder:zoo@32" in tables.provenance(group).data
     assert "folder:zoo@32" in tables.run_entry(run)
     assert train.sample(run).shape[1:] == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "n, make", [(257, lambda c: views.gated_data({}, c, 10)), (32, lambda c: explore.remove_classes({}, c))]
+)
+def test_an_explorer_of_more_classes_than_its_numbers_hold_is_refused(n, make):
+    with pytest.raises(Problem, match=f"not (for )?{n}: leave"):
+        make(tuple(map(str, range(n))))
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,11 @@ def test_classes_may_be_called_like_parts(place):
 # What is no picture of the class
 
 
+def deeper(root: Path, target: str, name: str = "one") -> None:
+    (root / "train/cat" / name).mkdir()
+    (root / "train/cat" / name / "again").symlink_to(target)
+
+
 STRAYS = {
     "copies": (lambda f: shutil.copytree(f / "train/cat", f / "train/cat/.ipynb_checkpoints"), "4 files in .ipynb_checkpoints"),
     "of a class": (lambda f: put(f / "train/.ipynb_checkpoints/a.png", 90), "1 file in .ipynb_checkpoints"),
@@ -161,6 +166,8 @@ STRAYS = {
     "of a disk station": (lambda f: put(f / "train/cat/@eaDir/a.jpg", 90), "1 file in @eaDir"),
     "loop": (lambda f: (f / "train/cat/again").symlink_to(f), "1 link to a folder that is read already"),
     "loop of one folder": (lambda f: (f / "train/cat/again").symlink_to("."), "1 link to a folder that is read already"),
+    "loop deeper": (lambda f: deeper(f, "."), "1 link to a folder that is read already"),
+    "two loops": (lambda f: [deeper(f, "../two"), deeper(f, "../one", "two")], "2 links to a folder that is read already"),
     "another class": (lambda f: (f / "train/cat/more").symlink_to(f / "train/dog"), "1 link to a folder that is read already"),
     "heic": (lambda f: (f / "train/cat/a.HEIC").write_bytes(b"x"), "1 picture .heic, which are not read"),
     "text": (lambda f: (f / "train/cat/a.txt").write_text("x"), "1 file .txt"),
@@ -182,6 +189,18 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_counted_in_one_line(kind,
     assert torch.equal(found.train.images, before.train.images) and torch.equal(found.test.images, before.test.images)
     code, out, err = csglib("data", "verify", "folder:pets@16")
     assert code == 0 and out.count("\n") == 1 and told in out and "8 training and 8 test images" in out and not err
+
+
+def test_links_that_lead_out_of_the_tree_are_followed_once(pets, place):
+    for i in range(3):
+        put(f"store/{'sub/' * (i > 0)}{i}.png", 90 + i)
+    for name, target in (("a", "store/sub"), ("b", "store"), ("c", "store")):
+        (pets / "train/cat" / name).symlink_to(place / target)
+    found = loaded("folder:pets@16")
+    assert len(found.train) == 11 and found.report == "left out: 2 links to a folder that is read already"
+    (pets / "train/bird").symlink_to(place / "store")  # a class may be a link too
+    put(pets / "test/bird/1.png", 97)
+    assert loaded("folder:pets@16").classes == ("bird", "cat", "dog")
 
 
 @pytest.mark.parametrize("ending", ["gif", "jfif", "jpe", "bmp", "avif", "JPEG", "apng", "jp2", "qoi", "tga"])
