@@ -73,10 +73,14 @@ class SampledGate(nn.Module):
         autocast to bfloat16 the probability q is rounded by up to 0.002, far below the noise of a draw.
         """
         s = logits.float().softmax(1)
-        s_or_1 = s.nan_to_num(1)  # a diverging loss is told at the epoch's end
-        z = (s_or_1 / torch.empty_like(s).exponential_()).argmax(1)  # as multinomial draws, which in older torch stops a GPU
+        z = draw(s.nan_to_num(1))  # a diverging loss is told at the epoch's end
         q = (straight_through(F.one_hot(z, s.shape[1]).float(), s) @ self.matrix).clamp(0, 1)
         return a * straight_through(torch.bernoulli(q.nan_to_num()), q).to(a.dtype), z
+
+
+def draw(s: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
+    """A class for each row of probabilities: torch.multinomial's, to the bit, which in older torch stops a GPU in each step."""
+    return (s / torch.empty_like(s).exponential_()).argmax(1)
 
 
 def straight_through(drawn: Tensor, probability: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from csglib import Problem, data, distributed, files, nets, provenance, runs
 from csglib.checkpoint import Checkpoint
 from csglib.data import Dataset, Images
 from csglib.gate import ClassGate, density
-from csglib.loop import CaptureFailed, Loop, autocast, keep_memory, loss_scaler
+from csglib.loop import CaptureFailed, Loop, autocast, exact, keep_memory, loss_scaler
 from csglib.methods import Gate, Method, method
 from csglib.metrics import accuracy, class_means, cluster, evaluate
 from csglib.runs import Readout, Recipe, Run
@@ -85,6 +85,8 @@ def training(recipe: Recipe, out: Path, device: torch.device, every: int, at_onc
     """One training of so many at once, which pauses after it has asked for an epoch's steps."""
     keep_memory()
     recipe, reason = settle_precision(recipe, device)
+    with exact(device, "float32"):
+        pass  # what the readout will ask for is refused now, not after the last epoch
     if recipe.loop == "fast":
         check_compiler(device)
     dataset = load(recipe)

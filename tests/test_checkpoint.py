@@ -47,6 +47,13 @@ def bits(run: runs.Run) -> bytes:
     return (run.path / "model.safetensors").read_bytes()
 
 
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(stopped, tmp_path):
+    folder = runs.reserve(tmp_path / "out", PICNN)
+    (folder / "checkpoint.safetensors.0f0f0f0f.new").write_bytes(b"half of it")
+    stopped(PICNN)
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.safetensors", "recipe.json"]
+
+
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_the_state_of_an_optimiser_comes_back_onto_the_device_of_its_parameters(on_gpu, stopped):

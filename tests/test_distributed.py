@@ -90,6 +90,14 @@ def test_gradients_are_looked_for_only_where_an_epoch_leaves_some_out(method, fi
     assert asked == [unused]
 
 
+@pytest.mark.usefixtures("tiny", "small")
+def test_processes_that_do_not_see_the_same_checkpoint_are_stopped(monkeypatch, tmp_path):
+    """As on two machines without a common folder: process 0 has trained one epoch, this one none."""
+    monkeypatch.setattr(distributed, "first", lambda do: 1 if type(value := do()) is int else value)
+    with pytest.raises(Problem, match="do not see the same .*checkpoint.safetensors: put --out into a folder that they share"):
+        train.train(other("csg"), tmp_path / "out", "cpu")
+
+
 def test_a_mean_over_processes_weighs_their_images(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 3)
     shares = [distributed.share(10)]
