@@ -26,6 +26,12 @@ def check_alike(*tensors: Tensor, dims: int = 1) -> None:
         )
 
 
+def check_classes(labels: Int[Tensor, " N"], num_classes: int) -> None:
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        low, high = int(labels.min()), int(labels.max())
+        raise Problem(f"classes run from {low} to {high}, where there are {num_classes}: number them from 0")
+
+
 def flat(heat: Float[Tensor, "N H W"]) -> Bool[Tensor, " N"]:
     """Which heat maps are constant."""
     check_finite("heat maps", heat)
@@ -38,10 +44,7 @@ def flat(heat: Float[Tensor, "N H W"]) -> Bool[Tensor, " N"]:
 def cam(maps: Float[Tensor, "N K h w"], weight: Float[Tensor, "C K"], classes: Int[Tensor, " N"]) -> Float[Tensor, "N h w"]:
     """Class activation map: the filters' maps, weighted by the head's row of each image's class."""
     check_alike(maps, classes)
-    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(weight):
-        raise Problem(
-            f"classes run from {int(classes.min())} to {int(classes.max())}, and the head has {len(weight)}: correct them"
-        )
+    check_classes(classes, len(weight))
     return torch.einsum("nkhw,nk->nhw", maps, weight[classes])
 
 
@@ -190,11 +193,13 @@ def activation_scores(
 
     Of classes where it does equally often, that with the largest mean IoU.  Means over filters; `filters` counts those of each
     class, `zero_thresholds` is the share of filters whose threshold is 0 and which therefore mark whole images.  A filter that
-    is the same above 0 everywhere has no scores.
+    has one value everywhere, and not 0, has no scores.
     """
     check_alike(train, train_labels, train_masks)
     check_alike(test, labels, masks)
-    constant = (train.amin((0, 2, 3)) == train.amax((0, 2, 3))) & (train.amax((0, 2, 3)) > 0)
+    for given in (train_labels, labels):
+        check_classes(given, num_classes)
+    constant = (train.amin((0, 2, 3)) == train.amax((0, 2, 3))) & (train[0, :, 0, 0] != 0)
     T = filter_thresholds(train, firing=firing)
     size = masks.shape[1:]
     counts, overlaps, hits = [0] * num_classes, [], []
@@ -229,6 +234,7 @@ def gradient_scores(
 ) -> dict[str, float]:
     """GradMap: for each image the mean IoU over the filters that its class excites most (means of the training objects)."""
     check_alike(images, labels, masks)
+    check_classes(labels, len(means))
     check_finite("means", means[labels.unique()])
     found = torch.zeros(len(labels))
     for c in labels.unique().tolist():

@@ -193,12 +193,14 @@ class Readout:
     gates: Float[Tensor, "T C K"] | None = None  # the gate after each gated epoch, oldest first
 
     def __post_init__(self):
-        N, (C, K) = len(self.features), self.weight.shape
-        expected = {"features": (N, K), "labels": (N,), "weight": (C, K), "bias": (C,), "gate": (C, K)}
-        for name, shape in expected.items():
-            t = getattr(self, name)
-            if t is not None and tuple(t.shape) != shape:
-                raise Problem(f"{name} of a readout has shape {tuple(t.shape)}, where the others need {shape}: correct it")
+        N, C, K = len(self.labels), len(self.bias), self.features.shape[-1]
+        T = 0 if self.gates is None else len(self.gates)
+        expected = {"features": (N, K), "labels": (N,), "weight": (C, K), "bias": (C,), "gate": (C, K), "gates": (T, C, K)}
+        for name, t in self.tensors().items():
+            if tuple(t.shape) != expected[name]:
+                raise Problem(
+                    f"{name} of a readout has shape {tuple(t.shape)}, where the others need {expected[name]}: correct it"
+                )
 
     @cached_property
     def logits(self) -> Float[Tensor, "N C"]:

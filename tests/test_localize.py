@@ -152,9 +152,10 @@ def test_a_constant_heat_map_has_no_score_and_is_left_out_with_a_word(value):
     assert math.isnan(unfitted["box_accuracy"]) and unfitted["max_box_accuracy"] == 1
 
 
-def test_a_filter_that_is_the_same_everywhere_has_no_score():
+@pytest.mark.parametrize("value", [5.0, 1e-20, -3.0])
+def test_a_filter_that_is_the_same_everywhere_has_no_score(value):
     maps, labels, masks = corner_maps()
-    maps[:, 2] = 5
+    maps[:, 2] = value
     with_it = localize.activation_scores(maps, labels, masks, maps, labels, masks, 2)
     without = localize.activation_scores(maps[:, :2], labels, masks, maps[:, :2], labels, masks, 2)
     assert (with_it["iou"], with_it["ap30"]) == (without["iou"], without["ap30"]) and sum(with_it["filters"]) == 3
@@ -206,8 +207,14 @@ def test_what_is_not_of_the_same_images_is_refused(unchecked):
         with pytest.raises(Problem, match="different sizes"):
             call()
     for classes in (labels - 1, labels + 1):
-        with pytest.raises(Problem, match="classes run from .* the head has 2"):
-            localize.cam(maps, torch.rand(2, 3), classes)
+        for call in (
+            lambda c=classes: localize.cam(maps, torch.rand(2, 3), c),
+            lambda c=classes: localize.activation_scores(maps, c, masks, maps, labels, masks, 2),
+            lambda c=classes: localize.activation_scores(maps, labels, masks, maps, c, masks, 2),
+            lambda c=classes: localize.gradient_scores(small_net(), torch.rand(2, 6), torch.rand(12, 3, 16, 16), c, masks),
+        ):
+            with pytest.raises(Problem, match="classes run from .* where there are 2"):
+                call()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])

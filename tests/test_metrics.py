@@ -279,6 +279,7 @@ OTHER_SHAPES = {
     "bias": torch.zeros(4),
     "gate": torch.zeros(7, 3),
     "features": torch.zeros(40, 8),
+    "gates": torch.zeros(2, 3, 6),
 }
 
 
