@@ -33,7 +33,8 @@ try:
         parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
     for kind in measured.TOOLS:
         measured.read(kind)
-    BESIDE = {page: schedules.beside(page, PROFILE, RUNS) for page in schedules.PAGES if page in PAGES}  # of other schedules
+    several = [page for page in schedules.PAGES if page in PAGES and Path(RUNS).is_dir()]
+    BESIDE = {page: schedules.beside(page, PROFILE, RUNS) for page in several}  # runs of other schedules than the profile's
     RECIPES |= {run.recipe.name: run.recipe for found in BESIDE.values() for run in found}
     THERE = {name: runs.published(r, Path(RUNS)) for name, r in RECIPES.items() if Path(RUNS, name).exists()}
     # Smoke trains anew with the code as it is; what was recomputed before it was published stands in a committed list
