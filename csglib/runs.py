@@ -41,7 +41,7 @@ class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
     dataset: str = "cifar10"  # cifar10 | cifar10-mini | voc:PATH, VOC's objects | folder:PATH, a subfolder a class
-    net: str = "resnet20"  # resnet20, or NAME@LAYER: a network of torchvision cut after that layer, such as resnet18@layer4
+    net: str = "resnet20"  # resnet20 | resnet8 | NAME@LAYER: a network of torchvision cut after a layer, as resnet18@layer4
     method: str = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: int = 30  # passes over the training images, of both paths together
     seed: int = 0  # of the first weights, the order of the images, their augmentation and what a method draws

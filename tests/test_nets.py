@@ -6,6 +6,7 @@ from csglib import Problem, data, metrics, nets, train
 
 def test_resnet20_has_the_published_number_of_parameters():
     assert sum(p.numel() for p in nets.build("resnet20", 10).parameters()) == 269_722
+    assert sum(p.numel() for p in nets.build("resnet8", 10).parameters()) == 75_290
 
 
 def test_maps_pooled_features_and_logits_have_the_declared_shapes():
