@@ -33,15 +33,14 @@ def train(
     from csglib import pace
     from csglib.train import pick_device, settle_precision, side_by_side, train
 
-    settled = settle_precision(recipe, pick_device(device))[0]
-    recipe = settled if out is None or seeds else recipe
-    if pace.worth_telling(settled):
-        print(pace.predict(settled, pick_device(device)) + " each" * (len(seeds) > 1), file=sys.stderr)
+    recipe = settle_precision(recipe, pick_device(device))[0] if out is None or seeds else recipe
     if seeds:
         recipes = [replace(recipe, seed=seed) for seed in seeds]
-        trained = side_by_side([(r, (out or Path("build/runs")) / r.name) for r in recipes], device, checkpoint_every)
+        trained = side_by_side(
+            [(r, (out or Path("build/runs")) / r.name) for r in recipes], device, checkpoint_every, pace.tell
+        )
     else:
-        trained = [train(recipe, out or Path("build/runs") / recipe.name, device, checkpoint_every)]
+        trained = [train(recipe, out or Path("build/runs") / recipe.name, device, checkpoint_every, pace.tell)]
     for run in trained:
         print(json.dumps(run.metrics, indent=2))
         print(f"{run.path}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)

@@ -121,7 +121,8 @@ def speed() -> Finding:
 
     device = pick_device(None)
     try:
-        return Finding("ok", f"ResNet-20 on CIFAR-10, {pace.predict(settle_precision(Recipe(), device)[0], device)}")
+        recipe = settle_precision(Recipe(), device)[0]
+        return Finding("ok", f"ResNet-20 on CIFAR-10, {pace.predict(recipe, pace.size(recipe), device)}")
     except (RuntimeError, AssertionError) as error:  # a GPU that cannot be used, of which `gpu` tells
         return Finding("note", f"no step could be timed ({str(error).splitlines()[0][:100]})")
 

@@ -1,5 +1,6 @@
 """How long a recipe will take on this machine, from a few measured steps."""
 
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from csglib.data import Images
+from csglib.data import Dataset, Images
 from csglib.loop import Loop, keep_memory
 from csglib.methods import method
 from csglib.runs import Recipe
@@ -35,10 +36,14 @@ class Pace:
     test: float
 
 
-def worth_telling(recipe: Recipe) -> bool:
-    """Whether measuring takes little beside the training: not where the sample is trained for a minute."""
-    of = KNOWN.get(recipe.dataset)
-    return of is None or recipe.epochs * of[0] > 100_000
+def tell(recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
+    """Print what is predicted, unless measuring would take long beside the training itself, a minute on the sample."""
+    if recipe.epochs * len(dataset.train) > 100_000:
+        print(predict(recipe, size_of(dataset), device), file=sys.stderr)
+
+
+def size_of(dataset: Dataset) -> Size:
+    return Size(len(dataset.train), len(dataset.test), dataset.train.images.shape[2], len(dataset.classes))
 
 
 def size(recipe: Recipe) -> Size:
@@ -46,8 +51,7 @@ def size(recipe: Recipe) -> Size:
         train, test, pixels, classes = KNOWN[recipe.dataset]
         n = recipe.holdout
         return Size(train - n, n or test, pixels, classes)
-    dataset = load(recipe)
-    return Size(len(dataset.train), len(dataset.test), dataset.train.images.shape[2], len(dataset.classes))
+    return size_of(load(recipe))
 
 
 def measure(recipe: Recipe, of: Size, device: torch.device) -> Pace:
@@ -82,9 +86,8 @@ def seconds(recipe: Recipe, of: Size, pace: Pace) -> float:
     return epochs * (images * pace.train + of.test * pace.test)
 
 
-def predict(recipe: Recipe, device: torch.device) -> str:
+def predict(recipe: Recipe, of: Size, device: torch.device) -> str:
     """One sentence: the time that training will take here, and what another precision would take where it is faster."""
-    of = size(recipe)
     pace = measure(recipe, of, device)
     rate = f"{1 / pace.train:,.0f} images/s in {recipe.precision}"
     told = f"{recipe.method}, {recipe.epochs} epochs: about {words(seconds(recipe, of, pace))} here, {rate}"

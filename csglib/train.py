@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,17 +35,22 @@ from csglib.runs import Readout, Recipe, Run
 DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test loss of 1e5 is none: its statistics are young
 
 
-def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1) -> Run:
+Tell = Callable[[Recipe, Dataset, torch.device], None]  # what is said when all is ready, before the first step
+
+
+def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1, tell: Tell | None = None) -> Run:
     """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
 
     There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder; those
     that torchrun starts count as one.  Raises Problem where recipe, data or folder are not what they should be, or a loss
     leaves the finite numbers.
     """
-    return side_by_side([(recipe, Path(out))], device, every)[0]
+    return side_by_side([(recipe, Path(out))], device, every, tell)[0]
 
 
-def side_by_side(work: list[tuple[Recipe, Path]], device: str | None = None, every: int = 1) -> list[Run]:
+def side_by_side(
+    work: list[tuple[Recipe, Path]], device: str | None = None, every: int = 1, tell: Tell | None = None
+) -> list[Run]:
     """Train several recipes at once on one GPU, which a small network cannot fill: each has its stream and its graphs.
 
     While the host reads one training's sums, the steps of the others run.  On a processor they take turns by the epoch.
@@ -57,7 +62,7 @@ def side_by_side(work: list[tuple[Recipe, Path]], device: str | None = None, eve
         raise Problem(f"a checkpoint every {every} epochs cannot be: use 1, 2, 3, ...")
     if len({out.absolute() for _, out in work}) < len(work):
         raise Problem("two recipes cannot have one folder: give each its own")
-    going = {i: training(recipe, out, device, every, len(work)) for i, (recipe, out) in enumerate(work)}
+    going = {i: training(recipe, out, device, every, len(work), tell) for i, (recipe, out) in enumerate(work)}
     done: dict[int, Run | Problem] = {}
     while going:
         for i, steps in list(going.items()):
@@ -81,7 +86,9 @@ def side_by_side(work: list[tuple[Recipe, Path]], device: str | None = None, eve
     return [done[i] for i in sorted(done)]
 
 
-def training(recipe: Recipe, out: Path, device: torch.device, every: int, at_once: int) -> Generator[None, None, Run]:
+def training(
+    recipe: Recipe, out: Path, device: torch.device, every: int, at_once: int, tell: Tell | None
+) -> Generator[None, None, Run]:
     """One training of so many at once, which pauses after it has asked for an epoch's steps."""
     keep_memory()
     recipe, reason = settle_precision(recipe, device)
@@ -112,6 +119,8 @@ def training(recipe: Recipe, out: Path, device: torch.device, every: int, at_onc
             return False
 
         if not distributed.first(reserve):  # process 0 writes; the others read the checkpoint and learn
+            if tell is not None and distributed.rank() == 0:
+                tell(recipe, dataset, device)
             told = {"precision_reason": reason, "side_by_side": at_once}
             yield from go_on(recipe, told, m, out, runs.part(out), dataset, net, gate, device, every)
     return runs.read(out)

@@ -88,7 +88,8 @@ def run(tmp_path_factory) -> runs.Run:
     with (shared / "run.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         if not (shared / "run").exists():
-            train(runs.Recipe(dataset="cifar10-mini", epochs=2, cycle="gs", precision="float32"), shared / "run", "cpu")
+            recipe = runs.Recipe(dataset="cifar10-mini", net="resnet8", epochs=2, cycle="gs", precision="float32")
+            train(recipe, shared / "run", "cpu")
     return runs.read(shared / "run")
 
 

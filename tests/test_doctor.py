@@ -29,7 +29,9 @@ def gpu(monkeypatch):
 @pytest.fixture(autouse=True)
 def predicted(monkeypatch):
     """What is predicted is the concern of tests/test_pace.py."""
-    monkeypatch.setattr(pace, "predict", lambda recipe, device: f"{recipe.epochs} epochs: about 25 min in {recipe.precision}")
+    monkeypatch.setattr(
+        pace, "predict", lambda recipe, of, device: f"{recipe.epochs} epochs: about 25 min in {recipe.precision}"
+    )
 
 
 def test_the_doctor_predicts_a_run_of_the_book(monkeypatch):

@@ -1,6 +1,7 @@
 """Predicted times: the arithmetic, what is measured and how often, and what is said of a precision that is emulated."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -68,9 +69,9 @@ def test_another_precision_is_named_where_it_is_faster(native, slow, monkeypatch
     monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: native)
     monkeypatch.setattr(pace, "measure", lambda r, of, _: Pace(slow if r.precision == "bfloat16" else 1.0, 0.0))
     faster, other = ("bfloat16", "float32") if native else ("float32", "bfloat16")
-    told = pace.predict(dataclasses.replace(TINY, precision=other), CPU)
+    told = pace.predict(dataclasses.replace(TINY, precision=other), pace.size(TINY), CPU)
     assert f"with --precision {faster} about {pace.words(960 * min(1.0, slow))}" in told
-    assert "with --precision" not in pace.predict(dataclasses.replace(TINY, precision=faster), CPU)
+    assert "with --precision" not in pace.predict(dataclasses.replace(TINY, precision=faster), pace.size(TINY), CPU)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -113,31 +114,23 @@ def test_a_limit_on_what_onednn_may_use_counts(limit, native, monkeypatch):
     assert train.cpu_has_bfloat16() is native
 
 
-def test_the_command_predicts_before_it_trains_and_trains_the_same_bits(csglib, monkeypatch, tmp_path, tiny):
+def test_the_command_predicts_when_all_is_ready_and_trains_the_same_bits(csglib, monkeypatch, tmp_path, tiny):
     monkeypatch.setitem(nets.NETS, "small", trainings.small)
-    words = [
-        "train",
-        "--dataset",
-        "tiny",
-        "--net",
-        "small",
-        "--method",
-        "csg",
-        "--epochs",
-        "2",
-        "--cycle",
-        "gs",
-        "--precision",
-        "float32",
-    ]
+    words = ["train", "--dataset", "tiny", "--net", "small", "--method", "csg", "--cycle", "gs", "--precision", "float32"]
+    words += ["--batch-size", "64", "--epochs", "2"]
+    assert csglib(*words, "--out", tmp_path / "silent")[0] == 0  # a second of training is not predicted
+    real = pace.predict
+    monkeypatch.setattr(pace, "tell", lambda r, dataset, device: print(real(r, pace.size_of(dataset), device), file=sys.stderr))
     code, _, err = csglib(*words, "--out", tmp_path / "told")
-    assert code == 0 and err.index("csg, 2 epochs: about") < err.index("float32 (asked for")
-    monkeypatch.setattr(pace, "worth_telling", lambda _: False)
-    assert csglib(*words, "--out", tmp_path / "silent")[0] == 0
+    assert code == 0 and err.startswith("csg, 2 epochs: about 1 s here, ")
     told, silent = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("told", "silent"))
     assert told == silent
+    code, _, err = csglib(*words, "--out", tmp_path / "told")
+    assert code == 2 and err.count("\n") == 1  # what is wrong is said alone
 
 
-def test_a_minute_on_the_sample_is_not_predicted():
-    assert not pace.worth_telling(Recipe(dataset="cifar10-mini", epochs=12))
-    assert pace.worth_telling(Recipe()) and pace.worth_telling(Recipe(dataset="folder:pictures"))
+@pytest.mark.parametrize("epochs, said", [(312, False), (313, True)])
+def test_a_minute_on_the_sample_is_not_predicted(epochs, said, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(pace, "predict", lambda *_: "about a while")
+    pace.tell(dataclasses.replace(TINY, epochs=epochs), tiny, CPU)
+    assert (capsys.readouterr().err == "about a while\n") is said

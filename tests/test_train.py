@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import trainings
 from safetensors.torch import load_file
 
 from csglib import Problem, data, loop, methods, metrics, runs, train
@@ -12,7 +13,7 @@ from csglib.gate import density
 from csglib.runs import Recipe
 
 # Three epochs on the tiny set: gated, gated, standard.
-RECIPE = Recipe(dataset="tiny", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
+RECIPE = Recipe(dataset="tiny", net="resnet8", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
 STEPS = 320 // 64
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -72,9 +73,19 @@ def test_another_seed_gives_another_network(tiny_run):
     assert bits(tiny_run(epochs=2, seed=1))[0] != bits(tiny_run(epochs=2))[0]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(precision, tiny_run, sabotage, monkeypatch, tmp_path):
-    recipe, out = dataclasses.replace(RECIPE, precision=precision), tmp_path / "out"
+@pytest.fixture(scope="module")
+def small():
+    """A network so small that a processor that emulates bfloat16 trains it in a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(train.nets.NETS, "small", trainings.small)
+        yield
+
+
+@pytest.mark.parametrize("net, precision", [("resnet8", "float32"), ("small", "bfloat16")])
+def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
+    net, precision, small, tiny_run, sabotage, monkeypatch, tmp_path
+):
+    recipe, out = dataclasses.replace(RECIPE, net=net, precision=precision), tmp_path / "out"
     sabotage(STEPS + 2, interrupt)  # in the second epoch, a gated one: the gate's momentum matters
     with pytest.raises(KeyboardInterrupt):
         train.train(recipe, out, "cpu")
@@ -83,7 +94,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(precision
 
     monkeypatch.undo()
     resumed = train.train(recipe, out, "cpu")
-    assert bits(resumed) == bits(tiny_run(precision=precision))
+    assert bits(resumed) == bits(tiny_run(net=net, precision=precision))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert sorted(p.name for p in out.iterdir()) == sorted([*runs.FILES, "provenance.json"])
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2]

@@ -19,7 +19,7 @@ from csglib.verify import images_of, verify
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> runs.Run:
     """A run of another seed."""
-    recipe = Recipe(dataset="cifar10-mini", epochs=2, cycle="gs", seed=1, precision="float32")
+    recipe = Recipe(dataset="cifar10-mini", net="resnet8", epochs=2, cycle="gs", seed=1, precision="float32")
     return train.train(recipe, tmp_path_factory.mktemp("other") / "run", "cpu")
 
 
