@@ -59,7 +59,7 @@ def test_a_method_is_added_by_changing_three_files(copied):
         copied, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "loss_of_decay or every_option"
     )
     assert "2 passed" in told
-    few = "--net resnet8 --dataset cifar10-mini --holdout 1500 --epochs 2 --cycle gs --batch-size 250 --precision float32 --device cpu"
+    few = "--dataset cifar10-mini --net resnet8 --holdout 1500 --batch-size 250 --epochs 2 --cycle gs --precision float32"
     found = json.loads(csglib(copied, f"train {few} --method decay --decay-weight 0.05 --out run"))
     assert found["l1_density"] <= 1 and (copied / "run/recipe.json").read_text().count('"decay_weight": 0.05')
     assert "decay-weight" in csglib(copied, "train --help")
