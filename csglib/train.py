@@ -87,7 +87,7 @@ def side_by_side(
 
 
 def training(
-    recipe: Recipe, out: Path, device: torch.device, every: int, at_once: int, tell: Tell | None
+    recipe: Recipe, out: Path, device: torch.device, every: int, at_once: int, tell: Tell | None = None
 ) -> Generator[None, None, Run]:
     """One training of so many at once, which pauses after it has asked for an epoch's steps."""
     keep_memory()

@@ -292,6 +292,7 @@ def test_an_archive_of_photographs_that_would_write_outside_its_folder_is_stoppe
 # The paper's own recipe
 
 
+@pytest.mark.long
 def test_the_recipe_of_resnet152_on_voc_runs_from_photographs_to_a_run_for_a_few_steps(tmp_path, monkeypatch):
     folder = tmp_path / "voc2010" / "VOCdevkit" / "VOC2010"
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):

@@ -118,7 +118,7 @@ def test_automatic_precision_has_no_key():
 def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch):
     asked = []
 
-    def note(recipe, out, device, every):
+    def note(recipe, out, device, every, tell):
         asked.extend([recipe, out])
         raise Problem("noted")
 

@@ -205,7 +205,7 @@ def test_weights_and_images_give_the_stored_readout_again(run):
 def test_evaluation_takes_the_ungated_path(tiny_run, tiny):
     """The stored accuracy is that of the plain network, called as a user would call it."""
     found = tiny_run()
-    net = train.nets.build("resnet20", 10)
+    net = train.nets.build(RECIPE.net, 10)
     net.load_state_dict(found.weights)
     with torch.no_grad():
         logits = net.eval()(tiny.test.images.float() / 255)
