@@ -14,11 +14,14 @@
 import sys
 from pathlib import Path
 
-from csglib import Problem, data, experiments, files, measured, pace, runs, schedules
-from csglib.train import pick_device
+from csgbook import experiments, measured, schedules
+from csglib import Problem, files, runs
+from csglib.precision import pick_device
+from csglib.training import pace
 
 sys.path.insert(0, "tools")
 from execute import parameters
+from sources import sources
 
 PROFILE = config.get("profile", "quick")
 BUILD = str(config.get("build", "build"))
@@ -63,13 +66,6 @@ def wanted(recipe):
     return recipe.name in THERE or (TRAIN and not experiments.obstacle(recipe))
 
 
-LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
-TRAINING = [
-    f"csglib/{name}.py"
-    for name in ("gate", "nets", "data", "runs", "methods", "templates", "loop", "distributed", "information", "sweep", "metrics")
-    + ("train", "checkpoint")
-]
-
 LEFT_OUT = [recipe for recipe in RECIPES.values() if not wanted(recipe)]
 if TRAIN:
     for recipe in LEFT_OUT:
@@ -89,7 +85,7 @@ rule book:
         "_config.yml",
         "pyproject.toml",  # the address behind the buttons
         "tools/assemble.py",
-        LIBRARY,
+        sources(Path("tools/assemble.py").absolute()),
         UNVERIFIED.values(),
         [folder for page in PAGES for folder in runs_of(page)],
         [str(p) for p in Path("book").rglob("*") if p.is_file() and p.suffix != ".ipynb"],
@@ -109,7 +105,7 @@ rule notebook:
         "book/experiments.yml",
         "tools/execute.py",
         MEASURED,
-        LIBRARY,
+        lambda wildcards: sources(Path("book", f"{wildcards.page}.ipynb").absolute()),  # a change of what it uses, and no other
         lambda wildcards: runs_of(wildcards.page),
     output:
         f"{DONE}/{{page}}.ipynb",
@@ -126,14 +122,14 @@ rule results:
     input:
         MEASURED,
         "book/experiments.yml",
-        LIBRARY,
+        sources(Path("csgbook/claims.py").absolute()),
         [folder for page in PAGES for folder in runs_of(page)],
     output:
         f"{DONE}/results.json",
     params:
         words=["--profile", PROFILE, "--runs-folder", RUNS],
     shell:
-        "csglib results {params.words:q} --out {output:q}"
+        "csgbook results {params.words:q} --out {output:q}"
 
 
 if UNVERIFIED:
@@ -145,14 +141,14 @@ if UNVERIFIED:
             folders=[f"{RUNS}/{name}" for name in UNVERIFIED],
         priority: 1  # what is false stops the book before time is spent on it
         shell:
-            "csglib verify {params.folders:q} && touch {output:q}"
+            "csgbook verify {params.folders:q} && touch {output:q}"
 
 
 if TRAIN:
 
     rule train:
         input:
-            TRAINING if PROFILE == "smoke" else [],  # a test trains with the code as it is; a published run stays
+            sources(Path("csglib/training/trainer.py").absolute()) if PROFILE == "smoke" else [],  # a test trains with the code as it is; a published run stays
         output:
             directory(f"{RUNS}/{{name}}"),
         wildcard_constraints:

@@ -1,8 +1,9 @@
-"""The command `csglib`: train | missing | evaluate | data | runs | verify | results | doctor."""
+"""The command `csglib`: train | evaluate | data | runs | verify | doctor."""
 
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,8 +11,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from csglib import Problem
-from csglib.runs import PUBLISHED, Recipe
+from csglib.errors import Problem
+from csglib.paths import PUBLISHED
+from csglib.recipe import Recipe
 
 
 def train(
@@ -30,8 +32,9 @@ def train(
         checkpoint_every: Epochs from one checkpoint to the next; an interruption costs at most these.
         seeds: Several seeds in place of the recipe's, side by side; out is then the folder of their folders.
     """
-    from csglib import pace
-    from csglib.train import pick_device, settle_precision, side_by_side, train
+    from csglib.precision import pick_device, settle_precision
+    from csglib.training import pace
+    from csglib.training.trainer import side_by_side, train
 
     recipe = settle_precision(recipe, pick_device(device))[0] if out is None or seeds else recipe
     if seeds:
@@ -46,37 +49,6 @@ def train(
         print(f"{run.path}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)
 
 
-def missing(profile: str = "paper", at_once: int = 1, device: str | None = None) -> None:
-    """Train the recipes of a profile that are not published yet, several at once, and publish each when it ends.
-
-    Those whose images are not here are named and left out.
-
-    Args:
-        profile: smoke, quick, short or paper.
-        at_once: How many train side by side.
-        device: cpu or cuda.  Default: cuda where there is one.
-    """
-    from csglib import experiments, pace
-    from csglib.methods import method
-    from csglib.train import pick_device, side_by_side
-
-    if at_once < 1:
-        raise Problem(f"{at_once} trainings at once cannot be: use 1, 2, 3, ...")
-    asked = dict.fromkeys(r for page in experiments.book()["pages"] for r in experiments.missing(page, profile))
-    wanted = []
-    for recipe in asked:
-        if why := experiments.obstacle(recipe):
-            print(f"{why}, left out: {recipe.command}", file=sys.stderr)
-        else:
-            wanted.append(recipe)
-    if wanted:
-        print(f"{len(wanted)} to train, about {pace.words(pace.total(wanted, pick_device(device)))} here", file=sys.stderr)
-    together, alone = ([r for r in wanted if method(r).draws is draws] for draws in (False, True))
-    groups = [together[i : i + at_once] for i in range(0, len(together), at_once)] + [[r] for r in alone]
-    for group in groups:
-        side_by_side([(r, PUBLISHED / r.name) for r in group], device)
-
-
 def evaluate(run: Positional[Path], json_: Annotated[bool, tyro.conf.arg(name="json")] = False, images: bool = False) -> None:
     """Compute a run's metrics anew from its readout.
 
@@ -85,8 +57,9 @@ def evaluate(run: Positional[Path], json_: Annotated[bool, tyro.conf.arg(name="j
         json_: Print JSON instead of a table.
         images: First make the readout anew from the weights and the test images, instead of reading the stored one.
     """
-    from csglib import metrics, runs
-    from csglib.train import read_images
+    from csglib import runs
+    from csglib.analysis import metrics
+    from csglib.runs.inference import read_images
 
     opened = runs.read(run)
     values = metrics.evaluate(read_images(opened) if images else opened.readout)
@@ -108,13 +81,15 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
             runs, the published runs, to get where the library came without.
     """
     if (action, dataset) == ("get", "runs"):
-        from csglib.release import get_runs
+        from csglib.runs.release import get_runs
 
         new, old = get_runs()
         print(f"runs: {new} fetched, {old} were here (in {PUBLISHED})")
         return
-    from csglib.data import DATASETS, folder, get_cifar10, load, own, refuse
-    from csglib.voc import get_voc
+    from csglib.data import DATASETS, load, own, refuse
+    from csglib.data.cifar10 import get_cifar10
+    from csglib.data.voc import get_voc
+    from csglib.paths import folder
 
     years = {f"voc{year}": str(year) for year in range(2007, 2013)}
     if action == "get" and dataset in years:
@@ -156,26 +131,10 @@ def verify(folders: Positional[tuple[Path, ...]]) -> None:
         folders: Run folders.
     """
     from csglib import runs
-    from csglib.verify import verify
+    from csglib.runs.verify import verify
 
     for folder in folders:
         print(f"{folder}: {verify(runs.read(folder))}")
-
-
-def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = Path("build/results.json")) -> None:
-    """Judge every claim by the runs that exist and write the list.
-
-    Args:
-        profile: Whose recipes count: smoke, quick, short or paper.
-        runs_folder: Where their runs lie.
-        out: The file to write.
-    """
-    from csglib import claims
-    from csglib.runs import write
-
-    judged = claims.every(profile, runs_folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write(out, json.dumps(judged, indent=2) + "\n")
 
 
 def doctor(gpu: bool = False) -> None:
@@ -197,10 +156,14 @@ def doctor(gpu: bool = False) -> None:
 
 def main() -> None:
     commands = {"train": train, "evaluate": evaluate, "data": data, "runs": list_runs, "verify": verify}
-    commands |= {"results": results, "missing": missing, "doctor": doctor}
+    run_command("csglib", __doc__, commands | {"doctor": doctor})
+
+
+def run_command(prog: str, description: str, commands: dict[str, Callable]) -> None:
+    """Read the command line and do what it asks; what goes wrong is told in one sentence, with an exit status other than 0."""
     warnings.formatwarning = lambda message, *_: f"csglib: {message}\n"  # without the place in the code
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="csglib", description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description)
     except Problem as problem:
         print(f"csglib: {problem}", file=sys.stderr)
         sys.exit(2)

@@ -11,9 +11,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from csglib import Problem, __version__, check_name, runs
-from csglib.data import CIFAR10_FOLDER, CLONE, ROOT, folder, load, verify_cifar10
-from csglib.runs import Recipe
+from csglib import __version__, runs
+from csglib.data import load
+from csglib.data.cifar10 import CIFAR10_FOLDER, verify_cifar10
+from csglib.errors import Problem, check_name
+from csglib.paths import CLONE, ROOT, folder
+from csglib.recipe import Recipe
 
 PROFILES = ("auto", "quick", "short", "paper")
 TOOLS = {
@@ -40,7 +43,7 @@ def choose(profile: str = "auto") -> Choice:
     `auto` is quick without a GPU, paper on a GPU that computes bfloat16, short on an older one such as Colab's T4.  The
     precision is training's own choice.  Raises Problem where the profile is unknown.
     """
-    from csglib.train import pick_device, settle_precision
+    from csglib.precision import pick_device, settle_precision
 
     check_name("profile", profile, PROFILES)
     device = pick_device(None)
@@ -116,8 +119,8 @@ def gpu() -> Finding:
 
 def speed() -> Finding:
     """What a run of the book takes here."""
-    from csglib import pace
-    from csglib.train import pick_device, settle_precision
+    from csglib.precision import pick_device, settle_precision
+    from csglib.training import pace
 
     device = pick_device(None)
     try:
@@ -131,7 +134,7 @@ def try_gpu() -> Iterator[Finding]:
     """What only a GPU can show, one after the other, each compared with the plain loop or the processor."""
     import torch
 
-    from csglib.gpu import NAMES, check
+    from csglib.training.gpu import NAMES, check
 
     if not torch.cuda.is_available():
         yield Finding("note", "there is no GPU here that torch can use, so nothing was tried")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from csglib import Problem
+from csglib.errors import Problem
 
 try:
     import fastjsonschema  # beside Jupyter's extras importing jsonschema itself takes 2 s, half of a command's start

@@ -17,12 +17,13 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("csglib", "beartype.beartype")  # before csglib is first imported
+install_import_hook(["csglib", "csgbook"], "beartype.beartype")  # before csglib is first imported
 
 from brought import pets, place, town  # noqa: E402, F401 (fixtures)
 
 from csglib import data, runs  # noqa: E402
-from csglib.information import mutual_information  # noqa: E402
+from csglib.analysis.information import mutual_information  # noqa: E402
+from csglib.recipe import Recipe  # noqa: E402
 
 mutual_information(torch.rand(8, 1), torch.arange(8) % 2, 2)  # numba compiles it once, and not under a test's broken disk
 
@@ -81,14 +82,14 @@ def tiny(mini):
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> runs.Run:
     """A finished run on the embedded sample: one gated epoch, one standard.  Read only; damage copies of it."""
-    from csglib.train import train
+    from csglib.training.trainer import train
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # of several test processes one trains
     with (shared / "run.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         if not (shared / "run").exists():
-            recipe = runs.Recipe(dataset="cifar10-mini", net="resnet8", epochs=2, cycle="gs", precision="float32")
+            recipe = Recipe(dataset="cifar10-mini", net="resnet8", epochs=2, cycle="gs", precision="float32")
             train(recipe, shared / "run", "cpu")
     return runs.read(shared / "run")
 
@@ -112,19 +113,28 @@ def third_party_file() -> Path:
 @pytest.fixture
 def csglib(monkeypatch, capsys):
     """The command line, in this process: csglib("evaluate", path) gives the exit code, stdout and stderr."""
-    from csglib.cli import main
+    from csglib import cli
 
-    def call(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["csglib", *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
+    return functools.partial(command, cli.main, "csglib", monkeypatch, capsys)
 
-    return call
+
+@pytest.fixture
+def csgbook(monkeypatch, capsys):
+    """The book's command line, in this process."""
+    from csgbook import cli
+
+    return functools.partial(command, cli.main, "csgbook", monkeypatch, capsys)
+
+
+def command(main, name, monkeypatch, capsys, *words) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    capsys.readouterr()
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    return code, *capsys.readouterr()
 
 
 @pytest.fixture

@@ -4,8 +4,11 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from csglib import Problem, applications, data, measured, metrics, objects
-from csglib.runs import Recipe
+from csgbook import applications, measured
+from csglib import Problem, data
+from csglib.analysis import metrics
+from csglib.data import objects
+from csglib.recipe import Recipe
 
 WIDE = {
     "dataset": "zoo",

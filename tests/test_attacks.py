@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from csglib import Problem, attacks, nets
-from csglib.attacks import ATTACKS, Attack
+from csglib import Problem, networks
+from csglib.analysis import attacks
+from csglib.analysis.attacks import ATTACKS, Attack
 
 
 @pytest.fixture(scope="module")
-def net() -> nets.Split:
+def net() -> networks.Split:
     torch.manual_seed(0)
     features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 6, 3, padding=1), nn.Softplus())
-    return nets.Split(features, nn.Linear(6, 4)).double().eval()
+    return networks.Split(features, nn.Linear(6, 4)).double().eval()
 
 
 def batch(n: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +74,7 @@ def test_an_image_is_attacked_alike_whatever_batch_it_is_in(net):
 
 def test_fgsm_of_a_linear_network_is_known():
     """With logits w.x the gradient's sign is that of w_other - w_label."""
-    net = nets.Split(nn.Conv2d(3, 2, 1, bias=False), nn.Linear(2, 2), mean=(0, 0, 0), std=(1, 1, 1)).double()
+    net = networks.Split(nn.Conv2d(3, 2, 1, bias=False), nn.Linear(2, 2), mean=(0, 0, 0), std=(1, 1, 1)).double()
     net.features.weight.data = torch.tensor([[1.0, -1, 1], [-1, 1, 1]]).double().view(2, 3, 1, 1)
     net.head.weight.data = torch.eye(2).double()
     images = torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
@@ -114,7 +115,7 @@ def test_an_unknown_attack_is_refused_with_the_choice(net):
 @pytest.mark.parametrize("name", [*ATTACKS, "match"])
 def test_an_attack_is_that_on_eval_mode_whatever_the_caller_has_set(name, mode, training):
     torch.manual_seed(0)
-    net = nets.Split(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(8, 4))
+    net = networks.Split(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(8, 4))
     net.eval().features[1].eval()
 
     def attacked() -> torch.Tensor:

@@ -13,8 +13,9 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
-from csglib import Problem, experiments, papers
-from csglib.data import ROOT
+from csgbook import experiments, papers
+from csglib import Problem
+from csglib.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import execute  # noqa: E402
@@ -72,7 +73,7 @@ try:
 except AssertionError as stop:
     print("asked:", stop)
 exec(re.sub('repository = ".*?"', 'repository = "{ROOT.as_uri()}"', cell), {{}})
-import csglib.experiments as e
+import csgbook.experiments as e
 print(installed[0][1:], len(e.published("table1", "quick")["csg"]), e.FILE)
 """
     done = subprocess.run(

@@ -9,10 +9,12 @@ import trainings
 from safetensors import safe_open
 from safetensors.torch import save
 
-from csglib import checkpoint, loop, methods, nets, runs, train
-from csglib.checkpoint import Checkpoint
-from csglib.loop import Loop
-from csglib.runs import Recipe
+from csglib import methods, networks, runs
+from csglib.methods import picnn
+from csglib.recipe import Recipe
+from csglib.training import checkpoint, loop, trainer
+from csglib.training.checkpoint import Checkpoint
+from csglib.training.loop import Loop
 
 PICNN = Recipe(dataset="tiny", net="small", method="picnn", epochs=3, batch_size=64, lr=0.05, precision="float32")
 FLOAT16 = dataclasses.replace(PICNN, method="standard", precision="float16")
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("tiny", "small")
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(nets.NETS, "small", trainings.small)
+    monkeypatch.setitem(networks.NETS, "small", trainings.small)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def stopped(monkeypatch, tmp_path):
         original = Loop.start
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Loop, "start", lambda self, epoch, bar: original(self, epoch, bar) if epoch == 0 else interrupt())
-            train.train(recipe, tmp_path / "out", "cpu")
+            trainer.train(recipe, tmp_path / "out", "cpu")
         return tmp_path / "out"
 
     return stop
@@ -59,9 +61,9 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(stopped, tmp_p
 def test_the_state_of_an_optimiser_comes_back_onto_the_device_of_its_parameters(on_gpu, stopped):
     """A fused Adam on a GPU counts its steps there; its kernel would take an address on the processor for one on the GPU."""
     folder = runs.part(stopped(PICNN))
-    m, net, gate = train.build(PICNN, 10)
+    m, net, gate = trainer.build(PICNN, 10)
     net.to("meta"), gate.to("meta")
-    optimisers = [train.weights_optimiser(net, PICNN), methods.theta_adam(PICNN, gate, on_gpu)]
+    optimisers = [trainer.weights_optimiser(net, PICNN), picnn.theta_adam(PICNN, gate, on_gpu)]
     scaler = loop.loss_scaler(PICNN, torch.device("cpu"))
     history, _, _ = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, scaler, "0" * 64, {}).load()
     assert len(history) == 1
@@ -73,9 +75,9 @@ def test_the_state_of_an_optimiser_comes_back_onto_the_device_of_its_parameters(
 
 def test_a_momentum_comes_back_in_the_layout_of_its_parameter(stopped):
     folder = runs.part(stopped(PICNN))
-    m, net, gate = train.build(PICNN, 10)
+    m, net, gate = trainer.build(PICNN, 10)
     net.to(memory_format=torch.channels_last)
-    optimisers = train.optimisers_of(PICNN, m, net, gate)
+    optimisers = trainer.optimisers_of(PICNN, m, net, gate)
     scaler = loop.loss_scaler(PICNN, torch.device("cpu"))
     Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, scaler, "0" * 64, {}).load()
     kernel = net.features[0].weight
@@ -92,7 +94,7 @@ def test_a_checkpoint_of_the_form_before_is_read(recipe, stopped, tmp_path):
     assert (json.loads(told.pop("scaler")) != {}) == (recipe is FLOAT16)
     del told["sha256"]
     path.write_bytes(save(tensors, told | {"sha256": checkpoint.seal(tensors, told)}))
-    assert bits(train.train(recipe, out, "cpu")) == bits(train.train(recipe, tmp_path / "whole", "cpu"))
+    assert bits(trainer.train(recipe, out, "cpu")) == bits(trainer.train(recipe, tmp_path / "whole", "cpu"))
 
 
 def test_the_scale_of_half_precision_and_its_growth_survive_a_stop(stopped, monkeypatch, tmp_path):
@@ -112,12 +114,12 @@ def test_the_scale_of_half_precision_and_its_growth_survive_a_stop(stopped, monk
         return made
 
     monkeypatch.setitem(methods.METHODS, "standard", dataclasses.replace(original, loss=loss))
-    monkeypatch.setattr(train, "loss_scaler", eager)
+    monkeypatch.setattr(trainer, "loss_scaler", eager)
     out, scales, row = stopped(FLOAT16), [], Loop.row
     monkeypatch.setattr(Loop, "row", lambda self, epoch: scales.append(self.scaler.get_scale()) or row(self, epoch))
-    resumed = train.train(FLOAT16, out, "cpu")
+    resumed = trainer.train(FLOAT16, out, "cpu")
     seen.clear()
-    whole = train.train(FLOAT16, tmp_path / "whole", "cpu")
+    whole = trainer.train(FLOAT16, tmp_path / "whole", "cpu")
     assert bits(resumed) == bits(whole)
     assert [r["skipped_steps"] for r in resumed.history] == [r["skipped_steps"] for r in whole.history] == [3, 0, 0]
     low, grown = loop.SCALE / 8, loop.SCALE / 4

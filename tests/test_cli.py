@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from csglib import cli, data, experiments, runs, train
-from csglib.runs import Recipe
+from csgbook import experiments
+from csglib import data, runs
+from csglib.recipe import Recipe
+from csglib.training import trainer
 
 CONTRACT = {"accuracy", "mis", "mis_null", "mis_normalised", "l1_density", "acc1", "acc2", "acc3"}
 
@@ -23,12 +25,13 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def refused(csglib, workplace, snapshot):
+def refused(csglib, csgbook, workplace, snapshot):
     """refused(words, *parts): the command fails with one sentence that has these parts, and writes nothing."""
 
     def check(words: str, *parts: str) -> None:
         before = snapshot(workplace)
-        code, out, err = csglib(*words.split())
+        command = csgbook if words.split()[0] in ("missing", "results") else csglib
+        code, out, err = command(*words.split())
         assert code not in (0, None)
         assert out == ""
         assert err.startswith("csglib: ") and err.count("\n") == 1 and err.endswith("\n")
@@ -127,7 +130,7 @@ def test_a_download_without_a_network_leaves_nothing(refused, workplace, monkeyp
     def unreachable(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(data.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
     refused("data get cifar10", "could not download", "no route to host", "try again")
 
 
@@ -144,17 +147,24 @@ def test_ctrl_c_is_told_how_to_go_on(csglib, workplace, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train", interrupt)
+    monkeypatch.setattr(trainer, "train", interrupt)
     code, _, err = csglib(*MINI.split())
     assert code == 130
     assert err == "csglib: stopped; given again, `train` goes on from the last whole epoch\n"
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["runs"], ["results"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["runs"]])
 def test_help_works(command, csglib):
     code, out, _ = csglib(*command, "--help")
     assert code == 0
     assert f"usage: {' '.join(['csglib', *command])}" in out
+
+
+@pytest.mark.parametrize("command", [[], ["missing"], ["verify"], ["results"]])
+def test_help_of_the_books_command_works(command, csgbook):
+    code, out, _ = csgbook(*command, "--help")
+    assert code == 0
+    assert f"usage: {' '.join(['csgbook', *command])}" in out
 
 
 def test_evaluate_prints_the_contracts_metrics_as_json(run, csglib):
@@ -216,11 +226,11 @@ def test_runs_lists_each_run_of_a_folder(run, csglib):
     assert out.count("\n") == 1 and out.startswith("run ") and f"accuracy {run.metrics['accuracy']:.4f}" in out
 
 
-def test_results_judges_every_claim(csglib, workplace):
-    from csglib.claims import CLAIMS
+def test_results_judges_every_claim(csgbook, workplace):
+    from csgbook.claims import CLAIMS
 
     (workplace / "none").mkdir()
-    code, _, _ = csglib("results", "--runs-folder", workplace / "none", "--out", workplace / "deep" / "results.json")
+    code, _, _ = csgbook("results", "--runs-folder", workplace / "none", "--out", workplace / "deep" / "results.json")
     entries = json.loads((workplace / "deep" / "results.json").read_text())
     assert code == 0
     assert [e["id"] for e in entries] == [c.id for c in CLAIMS]
@@ -237,7 +247,7 @@ def test_several_seeds_train_side_by_side_into_folders_of_their_own(tiny, csglib
     assert all(str(run.metrics["accuracy"]) in out for run in trained)
 
 
-def test_what_a_profile_lacks_is_trained_and_what_it_has_is_left(tiny, csglib, workplace, monkeypatch):
+def test_what_a_profile_lacks_is_trained_and_what_it_has_is_left(tiny, csgbook, workplace, monkeypatch):
     short = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32")
     recipes = [short, replace(short, dataset="voc:nowhere")]
     monkeypatch.setattr(experiments, "book", lambda: {"pages": {"a-page": None}})
@@ -246,12 +256,12 @@ def test_what_a_profile_lacks_is_trained_and_what_it_has_is_left(tiny, csglib, w
         return [r for r in recipes if not Path("runs", r.name).exists()]
 
     monkeypatch.setattr(experiments, "missing", untrained)
-    monkeypatch.setattr(cli, "PUBLISHED", Path("runs"))
-    code, _, err = csglib("missing", "--profile", "paper", "--at-once", "2", "--device", "cpu")
+    monkeypatch.setattr("csgbook.cli.PUBLISHED", Path("runs"))
+    code, _, err = csgbook("missing", "--profile", "paper", "--at-once", "2", "--device", "cpu")
     assert code == 0 and "its photographs are not here, left out: csglib train --dataset voc:nowhere" in err
     assert [path.name for path in Path("runs").iterdir()] == [recipes[0].name]
     before = runs.read(Path("runs", recipes[0].name)).provenance
-    assert csglib("missing", "--profile", "paper")[0] == 0
+    assert csgbook("missing", "--profile", "paper")[0] == 0
     assert runs.read(Path("runs", recipes[0].name)).provenance == before
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from csglib.data import ROOT
+from csglib.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import colab  # noqa: E402

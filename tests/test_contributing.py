@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from csglib.runs import Recipe
+from csglib.recipe import Recipe
 
-COPIED = ("csglib", "tests", "data/cifar10-mini", "book")
+COPIED = ("csglib", "csgbook", "tools", "tests", "data/cifar10-mini", "book")
 
 
 def changes(page: str) -> str:
@@ -48,12 +48,21 @@ def python(root: Path, *words: str) -> str:
     return done.stdout
 
 
+def package(words: str) -> str:
+    return "csgbook" if words.startswith("results") else "csglib"
+
+
 def csglib(root: Path, words: str) -> str:
-    return python(root, "-c", "from csglib.cli import main; main()", *words.split())
+    return python(root, "-c", f"from {package(words)}.cli import main; main()", *words.split())
 
 
-def test_a_method_is_added_by_changing_three_files(copied):
-    assert touched("add-a-method") == {"csglib/methods.py", "csglib/runs.py", "tests/test_methods.py"}
+def test_a_method_is_added_by_a_file_of_its_own_and_changes_in_three(copied):
+    assert touched("add-a-method") == {
+        "csglib/methods/decay.py",
+        "csglib/methods/__init__.py",
+        "csglib/recipe.py",
+        "tests/test_methods.py",
+    }
     apply("add-a-method", copied)
     told = python(
         copied, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "loss_of_decay or every_option"
@@ -63,14 +72,14 @@ def test_a_method_is_added_by_changing_three_files(copied):
     found = json.loads(csglib(copied, f"train {few} --method decay --decay-weight 0.05 --out run"))
     assert found["l1_density"] <= 1 and (copied / "run/recipe.json").read_text().count('"decay_weight": 0.05')
     assert "decay-weight" in csglib(copied, "train --help")
-    ask = "from csglib.runs import Recipe\nfor m in ('csg', 'picnn'): print(Recipe(method=m, precision='float32').key)"
+    ask = "from csglib.recipe import Recipe\nfor m in ('csg', 'picnn'): print(Recipe(method=m, precision='float32').key)"
     assert python(copied, "-c", ask).split() == [Recipe(method=m, precision="float32").key for m in ("csg", "picnn")]
 
 
 def test_an_experiment_is_added_by_changing_two_files(copied):
-    assert touched("add-an-experiment") == {"book/experiments.yml", "csglib/papers.py"}
+    assert touched("add-an-experiment") == {"book/experiments.yml", "csgbook/papers.py"}
     apply("add-an-experiment", copied)
-    ask = "from csglib import experiments\nprint(*[r.flags for r in experiments.missing('what-matters', '{}')], sep='\\n')"
+    ask = "from csgbook import experiments\nprint(*[r.flags for r in experiments.missing('what-matters', '{}')], sep='\\n')"
     short = [line for line in python(copied, "-c", ask.format("short")).splitlines() if "gate-momentum 0.0" in line]
     assert len(short) == 3 and all("--epochs 10" in line for line in short)
     tests = ["tests/test_experiments.py", "-k", "what-matters or changes_one_thing or is_used"]
@@ -81,11 +90,13 @@ def test_an_experiment_is_added_by_changing_two_files(copied):
     assert judged["momentum-mis"]["verdict"] == "not run here"
     ask = (
         "from pathlib import Path\n"
-        "from csglib import claims, runs, train\n"
+        "from csgbook import claims\n"
+        "from csglib.recipe import Recipe\n"
+        "from csglib.training import train\n"
         "few = dict(dataset='cifar10-mini', net='resnet8', holdout=1500, batch_size=250)\n"
         "quick = few | dict(epochs=2, cycle='gs', precision='float32')\n"
-        "some = train.train(runs.Recipe(**quick), Path('some'), 'cpu')\n"
-        "none = train.train(runs.Recipe(**quick, gate_momentum=0), Path('none'), 'cpu')\n"
+        "some = train(Recipe(**quick), Path('some'), 'cpu')\n"
+        "none = train(Recipe(**quick, gate_momentum=0), Path('none'), 'cpu')\n"
         "of = {'alternating': [some], 'no-momentum': [none]}\n"
         "print([c['ours'] for c in claims.of_page('what-matters', of) if c['id'] == 'momentum-mis'][0])"
     )

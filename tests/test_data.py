@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from csglib import Problem, data
-from csglib.data import Images
+from csglib import Problem, data, paths
+from csglib.data import cifar10
+from csglib.data.images import Images
 
-SAMPLE = data.ROOT / "data" / "cifar10-mini"
+SAMPLE = paths.ROOT / "data" / "cifar10-mini"
 
 
 # The embedded sample
@@ -37,7 +38,7 @@ def test_the_sample_holds_the_full_sets_images_at_its_indices(part, mini, cifar1
 @pytest.fixture
 def copied_sample(tmp_path, monkeypatch) -> Path:
     shutil.copytree(SAMPLE, tmp_path / "data" / "cifar10-mini")
-    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr("csglib.data.cifar10.ROOT", tmp_path)
     return tmp_path / "data" / "cifar10-mini"
 
 
@@ -73,12 +74,12 @@ def release(tmp_path, monkeypatch) -> Path:
     sums, archive = {}, tmp_path / "source" / "cifar.tar.gz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
-        for name in data.CIFAR10_FILES:
+        for name in cifar10.CIFAR10_FILES:
             records = rng.integers(0, 256, (2, 3073), dtype=np.uint8)
             records[:, 0] = rng.integers(0, 10, 2)
             sums[name] = hashlib.md5(records.tobytes()).hexdigest()
             add(tar, f"{data.CIFAR10_FOLDER}/{name}", records.tobytes())
-    monkeypatch.setattr(data, "CIFAR10_FILES", sums)
+    monkeypatch.setattr("csglib.data.cifar10.CIFAR10_FILES", sums)
     monkeypatch.setenv("CSGLIB_DATA", str(tmp_path / "raw"))
     return archive
 
@@ -90,14 +91,14 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def get(archive: Path, root: Path, md5: str | None = None) -> Path:
-    return data.get_cifar10(root, archive.as_uri(), md5 or data.digest(archive, "md5"))
+    return data.get_cifar10(root, archive.as_uri(), md5 or paths.digest(archive, "md5"))
 
 
 def test_a_download_is_checked_unpacked_and_leaves_nothing_else(release, tmp_path):
     raw = tmp_path / "raw"
     assert get(release, raw) == raw / data.CIFAR10_FOLDER
     assert [p.name for p in raw.iterdir()] == [data.CIFAR10_FOLDER]
-    assert sorted(p.name for p in (raw / data.CIFAR10_FOLDER).iterdir()) == sorted(data.CIFAR10_FILES)
+    assert sorted(p.name for p in (raw / data.CIFAR10_FOLDER).iterdir()) == sorted(cifar10.CIFAR10_FILES)
     dataset = data.load("cifar10")
     assert (len(dataset.train), len(dataset.test)) == (10, 2)
 
@@ -130,7 +131,7 @@ def test_a_failing_address_is_a_problem_and_nothing_remains(release, tmp_path):
 
 
 def test_a_release_with_an_altered_batch_is_refused_and_nothing_remains(release, tmp_path, monkeypatch):
-    monkeypatch.setitem(data.CIFAR10_FILES, "test_batch.bin", "0" * 32)
+    monkeypatch.setitem(cifar10.CIFAR10_FILES, "test_batch.bin", "0" * 32)
     with pytest.raises(Problem, match="test_batch.bin"):
         get(release, tmp_path / "raw")
     assert list((tmp_path / "raw").iterdir()) == []
@@ -186,7 +187,7 @@ def test_an_absent_set_is_a_problem_that_names_folder_and_remedy(tmp_path, monke
 
 def test_without_the_variable_downloads_lie_in_the_repository(monkeypatch):
     monkeypatch.delenv("CSGLIB_DATA", raising=False)
-    assert data.folder() == data.ROOT / "data" / "raw"
+    assert paths.folder() == paths.ROOT / "data" / "raw"
 
 
 def test_an_unknown_data_set_is_refused_with_the_choice():

@@ -10,22 +10,23 @@ import torch
 import trainings
 from test_loop import assert_close, other, run_script, small  # noqa: F401 (a fixture)
 
-from csglib import Problem, distributed, runs, train
-from csglib.loop import Loop
-from csglib.runs import Recipe
+from csglib import Problem, runs
+from csglib.recipe import Recipe
+from csglib.training import distributed, trainer
+from csglib.training.loop import Loop
 
 # Process 0 takes longer over its evaluation than the processes' group waits, as over a large network's on one processor
 PATIENT = """
 import atexit, datetime, sys, time
 import torch.distributed as dist
 import trainings
-from csglib import train
-from csglib.data import Images
+from csglib.training import trainer
+from csglib.data.images import Images
 
 atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
 init = dist.init_process_group
 dist.init_process_group = lambda *a, **k: init(*a, timeout=datetime.timedelta(seconds=12), **k)
-finish, read_out = train.finish, train.read_out
+finish, read_out = trainer.finish, trainer.read_out
 
 def slow(*args):
     time.sleep(18)
@@ -36,7 +37,7 @@ def watched(net, gate, images, *rest, **more):
     sys.stdout.flush()
     return read_out(net, gate, images, *rest, **more)
 
-train.finish, train.read_out = slow, watched
+trainer.finish, trainer.read_out = slow, watched
 trainings.prepare()
 trainings.once(trainings.Path(sys.argv[1]))
 """
@@ -67,7 +68,7 @@ def test_where_process_0_refuses_all_stop_at_once_with_its_sentence(tmp_path):
     (tmp_path / "out" / "precious").write_text("")
     done = torchrun(trainings.__file__, str(tmp_path / "out"))
     assert done.returncode != 0
-    assert done.stderr.count("csglib.Problem: " + str(tmp_path / "out") + " exists and is not a run") == 2
+    assert done.stderr.count("csglib.errors.Problem: " + str(tmp_path / "out") + " exists and is not a run") == 2
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "precious"]
 
 
@@ -85,8 +86,8 @@ def test_gradients_are_looked_for_only_where_an_epoch_leaves_some_out(method, fi
     asked = []
     monkeypatch.setattr(distributed, "wrapped", lambda loss, unused: asked.append(unused) or loss)
     recipe = Recipe(dataset="tiny", method=method, **({"epochs": 3} | fields), batch_size=64, precision="float32")
-    m, net, gate = train.build(recipe, 10)
-    Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), tiny.train)
+    m, net, gate = trainer.build(recipe, 10)
+    Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), tiny.train)
     assert asked == [unused]
 
 
@@ -95,7 +96,7 @@ def test_processes_that_do_not_see_the_same_checkpoint_are_stopped(monkeypatch, 
     """As on two machines without a common folder: process 0 has trained one epoch, this one none."""
     monkeypatch.setattr(distributed, "first", lambda do: 1 if type(value := do()) is int else value)
     with pytest.raises(Problem, match="do not see the same .*checkpoint.safetensors: put --out into a folder that they share"):
-        train.train(other("csg"), tmp_path / "out", "cpu")
+        trainer.train(other("csg"), tmp_path / "out", "cpu")
 
 
 def test_a_mean_over_processes_weighs_their_images(monkeypatch):
@@ -145,5 +146,5 @@ def test_a_batch_that_processes_cannot_share_is_refused_before_they_meet(changes
     monkeypatch.setenv("WORLD_SIZE", "2")
     recipe = other(**({"method": "csg"} | changes))
     with pytest.raises(Problem, match=said):
-        train.train(recipe, tmp_path / "out", "cpu")
+        trainer.train(recipe, tmp_path / "out", "cpu")
     assert not list(tmp_path.iterdir())

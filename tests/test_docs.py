@@ -20,7 +20,9 @@ import pytest
 import yaml
 from conftest import BIN, ROOT
 
-from csglib import folders, methods, nets, train
+from csglib import methods, networks
+from csglib.data import folders
+from csglib.training import trainer
 
 BOOK = ROOT / "book"
 SOURCES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data/README.md")]
@@ -81,8 +83,8 @@ def smoke(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     shutil.move(tmp_path / "raw" / folders.sample(), tmp_path / "my-pictures")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nets, "NETS", dict(nets.NETS))
-    real = train.train
+    monkeypatch.setattr(networks, "NETS", dict(networks.NETS))
+    real = trainer.train
 
     def short(recipe, out, device=None, every=1, tell=None):
         methods.method(recipe)  # refuses options that the method does not read
@@ -91,7 +93,7 @@ def smoke(tiny, tmp_path, monkeypatch):
         small |= {"gate_density": max(recipe.gate_density, 0.1)}  # of ten classes
         return real(dataclasses.replace(recipe, **small), out, "cpu", every)
 
-    monkeypatch.setattr(train, "train", short)
+    monkeypatch.setattr(trainer, "train", short)
     return tmp_path
 
 
@@ -114,7 +116,7 @@ def test_commands_run(source, smoke, csglib):
             done = subprocess.run([BIN / "snakemake", *words], cwd=ROOT, capture_output=True, text=True)
             assert "--dry-run" in words and done.returncode == 0, done.stderr
             continue
-        assert program == "csglib", f"{name(source)} says {command!r}: run it here, or say in NOT_RUN why not"
+        assert program in ("csglib", "csgbook"), f"{name(source)} says {command!r}: run it here, or say in NOT_RUN why not"
         code, out, err = csglib(*words)
         assert code == 0 and out, f"{command}: {err}"
 
@@ -141,8 +143,8 @@ def test_examples_give_what_they_say(source, tmp_path, monkeypatch):
 def test_every_page_of_the_reference_has_an_example_and_every_file_in_it():
     pages = sorted(BOOK.glob("api-*.md"))
     assert len(pages) == 4 and {name(p) for p in pages} <= {name(s) for s in with_blocks("pycon")}
-    documented = re.findall(r"^\.\. auto\w+:: csglib\.(\w+)\.", "\n".join(map(text, pages)), re.M)
-    assert set(documented) >= {"gate", "methods", "nets", "data", "folders", "runs", "train", "metrics", "claims"}
+    documented = re.findall(r"^\.\. auto\w+:: (?:csglib|csgbook)\.([\w.]+)\.", "\n".join(map(text, pages)), re.M)
+    assert set(documented) >= {"methods.csg", "methods", "networks", "data", "data.folders", "runs", "training", "analysis.metrics", "claims"}
 
 
 # Links

@@ -8,8 +8,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from csglib import Problem, data, doctor, pace, runs, train
-from csglib import gpu as gpu_checks
+from csglib import Problem, data, doctor, precision
+from csglib.recipe import Recipe
+from csglib.training import gpu as gpu_checks
+from csglib.training import pace
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def gpu(monkeypatch):
     """gpu(name, capability): as if there were such a GPU; none can be computed on."""
 
     def pretend(name: str, capability: tuple[int, int]) -> None:
-        monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cuda"))
+        monkeypatch.setattr("csglib.precision.pick_device", lambda _: torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
         monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
@@ -35,8 +37,8 @@ def predicted(monkeypatch):
 
 
 def test_the_doctor_predicts_a_run_of_the_book(monkeypatch):
-    monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: False)
-    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr("csglib.precision.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("csglib.precision.pick_device", lambda _: torch.device("cpu"))
     assert str(named("ResNet-20 on CIFAR-10")).endswith("30 epochs: about 25 min in float32")
 
 
@@ -45,15 +47,15 @@ def named(text: str) -> doctor.Finding:
 
 
 def test_without_a_gpu_the_page_trains_the_sample(monkeypatch):
-    monkeypatch.setattr(train, "pick_device", lambda _: torch.device("cpu"))
-    settled = train.settle_precision(runs.Recipe(), torch.device("cpu"))[0].precision
+    monkeypatch.setattr("csglib.precision.pick_device", lambda _: torch.device("cpu"))
+    settled = precision.settle_precision(Recipe(), torch.device("cpu"))[0].precision
     assert (doctor.choose().profile, doctor.choose().precision) == ("quick", settled)
     assert str(doctor.choose()).startswith(f"No GPU: profile quick, precision {settled}, since this processor")
 
 
 def test_a_t4_gets_the_short_schedule_and_the_precision_that_training_takes_there(gpu):
     gpu("Tesla T4", (7, 5))
-    settled = train.settle_precision(runs.Recipe(), torch.device("cuda"))[0].precision
+    settled = precision.settle_precision(Recipe(), torch.device("cuda"))[0].precision
     assert settled != "bfloat16"
     assert (doctor.choose().profile, doctor.choose().precision) == ("short", settled)
     assert str(doctor.choose()).startswith(f"GPU: profile short, precision {settled}, since Tesla T4 does not compute bfloat16")
@@ -114,7 +116,7 @@ def test_a_damaged_run_is_found_and_no_run_is_only_noted(run, tmp_path):
 
 
 def test_a_sample_that_was_altered_has_to_be_restored(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr("csglib.data.cifar10.ROOT", tmp_path)
     assert doctor.sample().state == "do"
 
 

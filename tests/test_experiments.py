@@ -1,10 +1,12 @@
 import dataclasses
 
 import pytest
+import torch
 import yaml
 
-from csglib import Problem, experiments, methods, nets, runs, train
-from csglib.runs import FORMS, Recipe
+from csgbook import experiments
+from csglib import Problem, methods, networks, runs
+from csglib.recipe import FORMS, Recipe
 
 BOOK = experiments.book()
 PAIRS = [(page, profile) for page in BOOK["pages"] for profile in BOOK["profiles"]]
@@ -19,7 +21,7 @@ def test_every_page_has_valid_recipes_in_every_profile(page, profile):
         for recipe in group:
             assert recipe.key  # its precision is named
             if recipe.seed == group[0].seed:
-                methods.method(recipe).gate(recipe, nets.build(recipe.net, 10))
+                methods.method(recipe).gate(recipe, networks.build(recipe.net, 10))
             assert Recipe.from_dict(vars(recipe), "itself") == recipe
 
 
@@ -63,7 +65,7 @@ def test_quick_reads_the_runs_of_short_and_trains_nothing():
 
 
 def test_the_paper_profile_follows_the_presumed_schedule_and_short_does_not():
-    from csglib.claims import presumed
+    from csgbook.claims import presumed
 
     assert not any(presumed(r) for group in experiments.recipes("table1", "short").values() for r in group)
     assert all(presumed(r) for group in experiments.recipes("table1", "paper").values() for r in group)
@@ -120,8 +122,8 @@ def processor(monkeypatch):
     """processor(native): as if this machine had no GPU and did, or did not, compute bfloat16."""
 
     def pretend(native: bool) -> None:
-        monkeypatch.setattr(experiments, "pick_device", lambda _: train.torch.device("cpu"))
-        monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: native)
+        monkeypatch.setattr(experiments, "pick_device", lambda _: torch.device("cpu"))
+        monkeypatch.setattr("csglib.precision.cpu_has_bfloat16", lambda: native)
 
     return pretend
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from conftest import BUILD, ROOT, open_page
 
-from csglib import Problem, data, experiments, explore, metrics, views
-from csglib.explore import Control
+from csgbook import experiments, explore, views
+from csgbook.explore import Control
+from csglib import Problem, data
+from csglib.analysis import metrics
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_removing_every_class_leaves_the_bias_and_removing_none_the_network(expl
 
 
 def test_the_pictures_are_those_that_excite_the_filter_most(explorers, run, mini):
-    from csglib.train import network, read_out
+    from csglib.runs.inference import network, read_out
 
     a = read_out(network(run), None, data.Images(mini.test.images[:80], mini.test.labels[:80])).features
     e = explorers["filter"]

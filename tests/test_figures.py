@@ -2,7 +2,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from csglib import data, figures, metrics
+from csgbook import figures
+from csglib import data
+from csglib.analysis import metrics
 
 
 @pytest.mark.parametrize("epochs, rows", [(1, 1), (3, 3), (9, 4)])

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from csglib import files, runs
-from csglib.runs import Recipe
+from csglib.recipe import Recipe
 
 ON_WINDOWS = """
 import os, sys
@@ -16,11 +16,11 @@ for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None  # importing it fails
 import csglib
 from pathlib import Path
-for path in Path(csglib.__file__).parent.glob("*.py"):
-    if path.stem != "__init__":
-        __import__("csglib." + path.stem)
+root = Path(csglib.__file__).parent
+for path in root.rglob("*.py"):
+    __import__(".".join(("csglib", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"))
 import torch
-print(csglib.gate.ClassGate(2, 3)(torch.ones(1, 3), torch.tensor([0])).tolist())
+print(csglib.methods.csg.ClassGate(2, 3)(torch.ones(1, 3), torch.tensor([0])).tolist())
 try:
     csglib.files.lock(Path("."))
 except csglib.Problem as problem:

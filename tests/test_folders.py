@@ -18,9 +18,13 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from csglib import Problem, applications, data, explore, figures, folders, pictures, runs, tables, train, views
-from csglib.markup import in_markdown
-from csglib.runs import Recipe
+from csgbook import applications, explore, figures, tables, views
+from csgbook.markup import in_markdown
+from csglib import Problem, data, runs
+from csglib.data import folders, pictures
+from csglib.recipe import Recipe
+from csglib.runs import inference
+from csglib.training import trainer
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 
@@ -142,7 +146,7 @@ def test_a_picture_in_both_parts_is_told(place):
 
 
 def test_the_order_is_no_order_of_names_so_a_holdout_has_every_class(zoo):
-    held = train.load(Recipe(dataset="folder:zoo@32", holdout=15))
+    held = data.of(Recipe(dataset="folder:zoo@32", holdout=15))
     assert set(held.test.labels.tolist()) == {0, 1, 2} and len(held.test) == 15
 
 
@@ -345,7 +349,7 @@ def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
     for old, new in zip(COLOURS, ODD, strict=True):
         (zoo / old).rename(zoo / new)
     recipe = Recipe(dataset="folder:zoo@32", epochs=3, cycle="g", batch_size=16, gate_density=0.4, lr=0.05, precision="float32")
-    run, classes = train.train(recipe, "run", "cpu"), data.load("folder:zoo@32").classes
+    run, classes = trainer.train(recipe, "run", "cpu"), data.load("folder:zoo@32").classes
     one, group = {"CSG": run}, {"CSG": [run]}
     assert set(classes) == set(ODD)
     images = data.load("folder:zoo@32").test
@@ -380,7 +384,7 @@ def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
         assert "CSG" in table.data
     assert "folder:zoo@32" in tables.provenance(group).data
     assert "folder:zoo@32" in tables.run_entry(run)
-    assert train.sample(run).shape[1:] == (3, 32, 32)
+    assert inference.sample(run).shape[1:] == (3, 32, 32)
 
 
 @pytest.mark.parametrize(

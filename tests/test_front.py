@@ -1,5 +1,5 @@
 """The first page and the page of the method: their numbers against slow twins, their words against the evidence, the worked
-example in a browser against csglib.gate."""
+example in a browser against csglib.methods.csg."""
 
 import dataclasses
 import re
@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-from csglib import data, drawings, experiments, front, gate, metrics, papers, runs, use, worked
+from csgbook import drawings, experiments, front, papers, use, worked
+from csglib import data, runs
+from csglib.analysis import metrics
+from csglib.methods import csg
+from csglib.readout import Readout
 
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "ext")]
 import assemble  # noqa: E402
@@ -25,12 +29,12 @@ def three(run, bare) -> front.Runs:
 
 
 @pytest.fixture(scope="module")
-def readout() -> runs.Readout:
+def readout() -> Readout:
     """Four classes, eight filters, ninety images: small enough for loops."""
     rng = torch.Generator().manual_seed(0)
     a, W, b = torch.rand(90, 8, generator=rng), torch.randn(4, 8, generator=rng), torch.randn(4, generator=rng)
-    G = gate.project(torch.rand(4, 8, generator=rng) - 0.5)
-    return runs.Readout(features=a, labels=torch.arange(90) % 4, weight=W, bias=b, gate=G, gates=None)
+    G = csg.project(torch.rand(4, 8, generator=rng) - 0.5)
+    return Readout(features=a, labels=torch.arange(90) % 4, weight=W, bias=b, gate=G, gates=None)
 
 
 # What is used, against loops
@@ -286,7 +290,7 @@ def test_the_solutions_of_the_pages_exercises_are_those_of_the_gate():
 
     page = (ROOT / "book" / "method.md").read_text()
     assert f"After {shut(0.0)} steps and after {shut(0.1)}." in page
-    assert f"At 4/6, or {gate.density(worked.trained(0.0, 0.1, 40)):.3f}." in page
+    assert f"At 4/6, or {csg.density(worked.trained(0.0, 0.1, 40)):.3f}." in page
     assert worked.view(worked.START | {"steps": 0})["standard-1"] == worked.view(worked.START | {"steps": 40})["standard-1"]
 
 
@@ -390,7 +394,7 @@ def test_a_cell_with_a_number_is_marked_so_that_it_never_breaks(text, number):
 def test_every_function_that_draws_photographs_is_known_to_the_book():
     found = {}
     for module in ("figures", "applications"):
-        text = (ROOT / "csglib" / f"{module}.py").read_text()
+        text = (ROOT / "csgbook" / f"{module}.py").read_text()
         for name, body in re.findall(r"^def (\w+)\((.*?)(?=^def |^@|\Z)", text, re.S | re.M):
             if "permute(1, 2, 0)" in body:
                 found[name] = module
@@ -402,6 +406,6 @@ def test_every_function_that_draws_photographs_is_known_to_the_book():
 
 
 def test_results_of_the_published_runs_have_what_the_first_page_reads():
-    asked = set(re.findall(r'c\["(\w+)"\]', (ROOT / "csglib" / "front.py").read_text()))
+    asked = set(re.findall(r'c\["(\w+)"\]', (ROOT / "csgbook" / "front.py").read_text()))
     assert {"verdict", "ours", "low", "high", "paper", "over", "source", "sentence", "id", "question"} >= asked
     assert set(front.LABELS) - {c.id for c in papers.CLAIMS} == set()

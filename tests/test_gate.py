@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from csglib import Problem
-from csglib.gate import ClassGate, density, density_bound, project, sharpness
+from csglib.methods.csg import ClassGate, density, density_bound, project, sharpness
 
 ROUGH = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False, width=32),

@@ -14,9 +14,12 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 
 import csglib
-from csglib import Problem, methods, nets, train
-from csglib.data import DATASETS, Dataset, Images, to_float
-from csglib.runs import Recipe
+from csglib import Problem, methods, networks
+from csglib.data import DATASETS
+from csglib.data.images import Dataset, Images, to_float
+from csglib.recipe import Recipe
+from csglib.runs import inference
+from csglib.training import trainer
 
 # A network, the layer before its pooling, and whether its own head is linear on that layer's spatial mean.
 FAMILIES = {
@@ -62,7 +65,7 @@ def test_every_method_trains_every_family(family, mini):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a layer of few filters
             gate = m.gate(recipe, net)
-        optimisers = train.optimisers_of(recipe, m, net, gate)
+        optimisers = trainer.optimisers_of(recipe, m, net, gate)
         before = None if gate is None else gate.matrix.detach().clone()
         head, pulled = net.head.weight.detach().clone(), False
         for epoch in (0, 1, 1):  # for the alternating methods one standard step and two gated ones
@@ -152,9 +155,9 @@ def test_a_recipe_names_a_network_of_torchvision_and_its_layer(tiny, tmp_path):
     recipe = Recipe(
         dataset="tiny", net="shufflenet_v2_x0_5@stage4", method="csg", cycle="g", epochs=2, batch_size=64, precision="float32"
     )
-    found = train.train(recipe, tmp_path / "out", "cpu")
+    found = trainer.train(recipe, tmp_path / "out", "cpu")
     assert found.readout.features.shape == (100, 192)
-    assert torch.allclose(train.read_images(found).features, found.readout.features, atol=1e-3)
+    assert torch.allclose(inference.read_images(found).features, found.readout.features, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_a_recipe_names_a_network_of_torchvision_and_its_layer(tiny, tmp_path):
 )
 def test_an_unknown_network_or_layer_in_a_recipe_is_refused(name, words):
     with pytest.raises(Problem, match=words):
-        nets.build(name, 10)
+        networks.build(name, 10)
 
 
 # Which output is meant, and where its channels are
@@ -274,7 +277,7 @@ def test_a_networks_own_head_may_be_a_convolution_without_bias_and_for_one_size(
     net = csglib.gated(network, "features", mean=(0, 0, 0), std=(1, 1, 1)).eval()
     assert isinstance(net.head, nn.Linear) and torch.allclose(net(images), network(images), atol=1e-5)
     labels = torch.zeros(4, dtype=torch.long)
-    assert train.read_out(net, None, Images((255 * images).byte(), labels)).bias.shape == (5,)
+    assert inference.read_out(net, None, Images((255 * images).byte(), labels)).bias.shape == (5,)
 
 
 # What is given in a network's place
@@ -345,7 +348,7 @@ def test_pictures_of_a_size_that_the_network_does_not_take_are_refused_before_tr
     monkeypatch.setitem(DATASETS, "few", lambda: few)
     recipe = Recipe(dataset="few", net=name, method="standard", epochs=1, batch_size=4, precision="float32")
     with pytest.raises(Problem, match=rf"{name} does not take pictures of {size} x {size} pixels .*choose another size"):
-        train.train(recipe, tmp_path / "out", "cpu")
+        trainer.train(recipe, tmp_path / "out", "cpu")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -385,16 +388,16 @@ def test_a_damaged_file_in_torchs_cache_is_refused_with_its_path(what, named, ca
     cache.parent.mkdir()
     cache.write_bytes(DAMAGED[what])
     with pytest.raises(Problem, match=rf"{cache}.* downloaded anew") as told:
-        nets.build("squeezenet1_1@features", 6, "imagenet")
+        networks.build("squeezenet1_1@features", 6, "imagenet")
     assert "weights_only" not in str(told.value)
 
 
 def test_only_thawed_layers_and_the_head_learn_and_frozen_ones_keep_their_statistics():
-    net = nets.build("resnet18@layer4", 6)
+    net = networks.build("resnet18@layer4", 6)
     prefix = "0.layer4"
-    nets.freeze(net, prefix)
+    networks.freeze(net, prefix)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    optimiser = train.weights_optimiser(net, Recipe())
+    optimiser = trainer.weights_optimiser(net, Recipe())
     net.train()
     nn.functional.cross_entropy(net(torch.rand(4, 3, 64, 64)), torch.arange(4)).backward()
     optimiser.step()
@@ -411,9 +414,9 @@ def test_csg_and_standard_training_move_the_same_layers(tiny, tmp_path):
             dataset="tiny", net="shufflenet_v2_x0_5@conv5", method=method, thaw="0.stage4.3,0.conv5",
             epochs=3, batch_size=160, lr=0.01, precision="float32",
         )  # fmt: skip
-        found = train.train(recipe, tmp_path / method, "cpu")
+        found = trainer.train(recipe, tmp_path / method, "cpu")
         torch.manual_seed(0)
-        start = nets.build(recipe.net, 10).state_dict()
+        start = networks.build(recipe.net, 10).state_dict()
         moved[method] = {k for k, v in found.weights.items() if not torch.equal(v, start[k].half().to(v))}
     assert moved["standard"] == moved["csg"]
     assert all(k.startswith(("features.0.stage4.3", "features.0.conv5", "head")) for k in moved["csg"])
@@ -422,9 +425,9 @@ def test_csg_and_standard_training_move_the_same_layers(tiny, tmp_path):
 
 def test_a_layer_to_thaw_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(Problem, match="begins with 'layer9': the network has .*0.layer4"):
-        nets.freeze(nets.build("resnet18@layer4", 6), "0.layer4,layer9")
+        networks.freeze(networks.build("resnet18@layer4", 6), "0.layer4,layer9")
 
 
 def test_weights_that_do_not_exist_are_refused():
     with pytest.raises(Problem, match="no ImageNet weights for resnet20: choose efficientnet_lite0"):
-        nets.build("resnet20", 6, "imagenet")
+        networks.build("resnet20", 6, "imagenet")

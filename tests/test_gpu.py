@@ -11,8 +11,9 @@ import torch
 import trainings
 from recorded import recorded
 
-from csglib import Problem, gpu, loop, nets, train
-from csglib.loop import Loop
+from csglib import Problem, networks
+from csglib.training import gpu, loop, trainer
+from csglib.training.loop import Loop
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
 SMALL = {"captured": "7 methods", "memory": "csg 0 MiB, icnn 0 MiB"}
@@ -40,14 +41,14 @@ def standing_in(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda maps: maps)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     on_gpu = types.SimpleNamespace(is_cuda=True)
-    optimisers_of = train.optimisers_of
+    optimisers_of = trainer.optimisers_of
 
     def for_a_gpu(recipe, m, net, gate):  # whose Adam counts in tensors
         made = optimisers_of(recipe, m, net, gate)
         return made[:1] + ([m.optimiser(recipe, gate, on_gpu.is_cuda)] if m.optimiser is not None else [])
 
-    monkeypatch.setattr(train, "optimisers_of", for_a_gpu)
-    monkeypatch.setitem(nets.NETS, "small", trainings.small)
+    monkeypatch.setattr(trainer, "optimisers_of", for_a_gpu)
+    monkeypatch.setitem(networks.NETS, "small", trainings.small)
     monkeypatch.setattr(gpu, "RECIPE", dataclasses.replace(gpu.RECIPE, net="small"))
 
 

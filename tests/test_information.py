@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from sklearn.feature_selection import mutual_info_classif
 
-from csglib import Problem, information
-from csglib.information import entropy, mutual_information
+from csglib import Problem
+from csglib.analysis import information
+from csglib.analysis.information import entropy, mutual_information
 
 FORMS = ["sweep", "search"]  # two pointers compiled by numba; torch alone
 

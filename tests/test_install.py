@@ -16,8 +16,8 @@ import yaml
 from packaging.markers import Marker
 
 import csglib
-from csglib import release
-from csglib.data import ROOT
+from csglib.paths import ROOT
+from csglib.runs import release
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -82,7 +82,7 @@ def test_the_environment_made_from_the_lock_has_its_versions():
 def installed(tmp_path_factory) -> Path:
     """A fresh environment into which `pip install .` has put csglib, and which lends everything else from this one."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("csglib", "data"):
+    for name in ("csglib", "csgbook", "data"):
         ignored = shutil.ignore_patterns("runs", "raw", "__pycache__")
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=ignored)
     (folder / "source" / "book").mkdir()
@@ -131,7 +131,7 @@ def test_the_wheel_is_typed_and_carries_what_pages_read_but_the_runs(installed):
         "data/measured/step-cost.json",
     } <= carried
     assert not any(name.startswith("data/runs") for name in carried)
-    address = call(installed, "python", "-c", "from csglib import release; print(release.repository())").stdout.strip()
+    address = call(installed, "python", "-c", "from csglib.runs import release; print(release.repository())").stdout.strip()
     assert address == release.repository()
 
 
@@ -145,7 +145,7 @@ def test_the_wheel_trains_on_the_sample_and_fetches_the_published_runs(installed
     root.mkdir(parents=True)
     shutil.copytree(run.path, root / "one")
     subprocess.run(["tar", "--create", "--gzip", "--file", installed / "HEAD.tar.gz", "-C", installed, "NAME"], check=True)
-    code = f"from csglib import release, runs; print(release.get_runs(url='{(installed / 'HEAD.tar.gz').as_uri()}'))"
+    code = f"from csglib.runs import release; print(release.get_runs(url='{(installed / 'HEAD.tar.gz').as_uri()}'))"
     assert call(installed, "python", "-c", code).stdout == "(1, 0)\n"
     assert "one" in call(installed, "csglib", "runs").stdout
 
@@ -160,10 +160,16 @@ def test_training_and_metrics_need_no_notebook_tools():
     """A GPU machine may have torch and little else."""
     code = """
 import sys
-for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "papermill", "snakemake", "tyro", "sklearn",
-             "fastjsonschema"):
+for name in ("IPython", "ipywidgets", "matplotlib", "pandas", "tabulate", "papermill", "snakemake", "tyro", "sklearn", "scipy",
+             "numba", "yaml", "fastjsonschema"):
     sys.modules[name] = None
-import csglib.train, csglib.metrics, csglib.claims, csglib.experiments, csglib.doctor, csglib.release
+import csglib, torch
+from csglib import doctor
+from csglib.analysis import attacks, localize, metrics
+from csglib.runs import release, verify
+from csglib.training import gpu, pace, trainer
+net = csglib.gated(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()), "1", num_classes=2)
+assert net(torch.rand(2, 3, 8, 8)).shape == (2, 2)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -15,8 +15,10 @@ import trainings
 from conftest import LONG, ROOT
 from safetensors.torch import load_file
 
-from csglib import Problem, data, files, nets, provenance, runs, train
-from csglib.runs import Recipe
+from csglib import Problem, data, files, networks, runs
+from csglib.recipe import Recipe
+from csglib.runs import provenance
+from csglib.training import trainer
 
 RECIPE = Recipe(dataset="tiny", net="small", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
 SCRIPT = ROOT / "tests" / "trainings.py"
@@ -26,7 +28,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHON
 @pytest.fixture(scope="module", autouse=True)
 def small(tiny):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(nets.NETS, "small", trainings.small)
+        patch.setitem(networks.NETS, "small", trainings.small)
         yield
 
 
@@ -63,7 +65,7 @@ def stop_at(monkeypatch):
     """stop_at(epoch, deed): the deed is done when that epoch has been trained, before its checkpoint is saved."""
 
     def install(epoch: int, deed) -> None:
-        original = train.test_row
+        original = trainer.test_row
 
         def test_row(*args):
             row, install.seen = original(*args), install.seen + 1
@@ -72,7 +74,7 @@ def stop_at(monkeypatch):
             return row
 
         install.seen = 0
-        monkeypatch.setattr(train, "test_row", test_row)
+        monkeypatch.setattr(trainer, "test_row", test_row)
 
     return install
 
@@ -87,7 +89,7 @@ def bits(run: runs.Run) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory) -> runs.Run:
-    return train.train(RECIPE, tmp_path_factory.mktemp("whole") / "run", "cpu")
+    return trainer.train(RECIPE, tmp_path_factory.mktemp("whole") / "run", "cpu")
 
 
 def test_no_system_call_of_a_save_is_a_bad_moment_to_stop_at(whole, monkeypatch, tmp_path):
@@ -106,17 +108,17 @@ def test_no_system_call_of_a_save_is_a_bad_moment_to_stop_at(whole, monkeypatch,
         return seen
 
     calls = stop_at_call(0)
-    train.train(RECIPE, tmp_path / "counted", "cpu")
+    trainer.train(RECIPE, tmp_path / "counted", "cpu")
     monkeypatch.undo()
     assert len(calls) > 25
     for n in range(1, len(calls) + 1, 1 if LONG else 4):
         out = tmp_path / f"out-{n}"
         stop_at_call(n)
         with pytest.raises(KeyboardInterrupt):
-            train.train(RECIPE, out, "cpu")
+            trainer.train(RECIPE, out, "cpu")
         monkeypatch.undo()
         if not out.exists():  # else the name was given, and only the flush of it stopped
-            train.train(RECIPE, out, "cpu")
+            trainer.train(RECIPE, out, "cpu")
         assert bits(runs.read(out)) == bits(whole)
         assert sorted(p.name for p in out.iterdir()) == sorted([*runs.FILES, "provenance.json"])
     assert not list(tmp_path.glob("*.part"))
@@ -124,14 +126,14 @@ def test_no_system_call_of_a_save_is_a_bad_moment_to_stop_at(whole, monkeypatch,
 
 def test_checkpoints_come_at_the_chosen_interval(whole, stop_at, monkeypatch, tmp_path):
     saved = []
-    original = train.Checkpoint.save
+    original = trainer.Checkpoint.save
     monkeypatch.setattr(
-        train.Checkpoint, "save", lambda self, history, *a: (saved.append(len(history)), original(self, history, *a))
+        trainer.Checkpoint, "save", lambda self, history, *a: (saved.append(len(history)), original(self, history, *a))
     )
-    assert bits(train.train(RECIPE, tmp_path / "out", "cpu", every=2)) == bits(whole)
+    assert bits(trainer.train(RECIPE, tmp_path / "out", "cpu", every=2)) == bits(whole)
     assert saved == [2, 3]
     with pytest.raises(Problem, match="every 0 epochs"):
-        train.train(RECIPE, tmp_path / "other", "cpu", every=0)
+        trainer.train(RECIPE, tmp_path / "other", "cpu", every=0)
     assert not (tmp_path / "other.part").exists()
 
 
@@ -142,12 +144,12 @@ def test_a_full_disk_stops_with_one_sentence_and_the_earlier_checkpoint_goes_on(
     stop_at(1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1])))
     try:
         with pytest.raises(Problem, match="checkpoint.safetensors could not be written .*free some space.*unharmed"):
-            train.train(RECIPE, tmp_path / "out", "cpu")
+            trainer.train(RECIPE, tmp_path / "out", "cpu")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(p.name for p in (tmp_path / "out.part").iterdir()) == ["checkpoint.safetensors", "recipe.json"]
     monkeypatch.undo()
-    assert bits(train.train(RECIPE, tmp_path / "out", "cpu")) == bits(whole)
+    assert bits(trainer.train(RECIPE, tmp_path / "out", "cpu")) == bits(whole)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its rights and take them back")
@@ -158,12 +160,12 @@ def test_a_lost_permission_stops_with_one_sentence_and_the_earlier_checkpoint_go
         stop_at(1, lambda: os.seteuid(65534))
         try:
             with pytest.raises(Problem, match="could not be written .*make the folder writable"):
-                train.train(RECIPE, out, "cpu")
+                trainer.train(RECIPE, out, "cpu")
         finally:
             os.seteuid(0)
         assert sorted(p.name for p in runs.part(out).iterdir()) == ["checkpoint.safetensors", "recipe.json"]
         monkeypatch.undo()
-        assert bits(train.train(RECIPE, out, "cpu")) == bits(whole)
+        assert bits(trainer.train(RECIPE, out, "cpu")) == bits(whole)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its rights and take them back")
@@ -184,11 +186,11 @@ def test_a_stop_between_the_last_file_and_the_name_is_published_as_it_is(whole, 
     """Also when the checkpoint is gone already."""
     monkeypatch.setattr(runs.os, "rename", lambda *_: interrupt())
     with pytest.raises(KeyboardInterrupt):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     monkeypatch.undo()
     assert sorted(p.name for p in (tmp_path / "out.part").iterdir()) == sorted([*runs.FILES, "provenance.json"])
-    monkeypatch.setattr(train.Loop, "start", lambda *_: interrupt())
-    assert bits(train.train(RECIPE, tmp_path / "out", "cpu")) == bits(whole)
+    monkeypatch.setattr(trainer.Loop, "start", lambda *_: interrupt())
+    assert bits(trainer.train(RECIPE, tmp_path / "out", "cpu")) == bits(whole)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -196,13 +198,13 @@ def test_a_stop_between_the_last_file_and_the_name_is_published_as_it_is(whole, 
 def test_one_flipped_bit_in_a_checkpoint_is_refused(place, stop_at, tmp_path):
     stop_at(1, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     path = tmp_path / "out.part" / "checkpoint.safetensors"
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1
     path.write_bytes(content)
     with pytest.raises(Problem, match="damaged.*remove"):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
 
 
 def test_a_second_process_is_kept_out_until_the_first_ends_however_it_ends(whole, tmp_path):
@@ -213,10 +215,10 @@ def test_a_second_process_is_kept_out_until_the_first_ends_however_it_ends(whole
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT) as other:
         other.stdout.readline()
         with pytest.raises(Problem, match="another process is at work in .*out.part: wait"):
-            train.train(RECIPE, out, "cpu")
+            trainer.train(RECIPE, out, "cpu")
         other.kill()
     assert sorted(p.name for p in folder.iterdir()) == ["recipe.json"]
-    assert bits(train.train(RECIPE, out, "cpu")) == bits(whole)
+    assert bits(trainer.train(RECIPE, out, "cpu")) == bits(whole)
 
 
 def test_a_folder_that_was_finished_while_one_waited_for_it_is_not_taken(tmp_path):
@@ -239,12 +241,12 @@ def test_a_run_of_two_commits_is_not_called_clean(stop_at, monkeypatch, tmp_path
     monkeypatch.setattr(provenance, "here", lambda _: dict(made_by))
     stop_at(1, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     monkeypatch.undo()
     monkeypatch.setattr(provenance, "here", lambda _: made_by | {"commit": "b" * 40})
-    assert train.train(RECIPE, tmp_path / "out", "cpu").provenance["dirty"] is True
+    assert trainer.train(RECIPE, tmp_path / "out", "cpu").provenance["dirty"] is True
     monkeypatch.setattr(provenance, "here", lambda _: dict(made_by))
-    assert train.train(dataclasses.replace(RECIPE, seed=1), tmp_path / "other", "cpu").provenance["dirty"] is False
+    assert trainer.train(dataclasses.replace(RECIPE, seed=1), tmp_path / "other", "cpu").provenance["dirty"] is False
 
 
 def test_a_run_of_two_versions_of_a_library_is_not_called_clean(stop_at, monkeypatch, tmp_path):
@@ -252,29 +254,29 @@ def test_a_run_of_two_versions_of_a_library_is_not_called_clean(stop_at, monkeyp
     monkeypatch.setattr(provenance, "here", lambda _: dict(here))
     stop_at(1, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     monkeypatch.undo()
     monkeypatch.setattr(provenance, "here", lambda _: here | {"versions": here["versions"] | {"torch": "0.1"}})
-    assert train.train(RECIPE, tmp_path / "out", "cpu").provenance["dirty"] is True
+    assert trainer.train(RECIPE, tmp_path / "out", "cpu").provenance["dirty"] is True
 
 
 def test_a_run_is_not_resumed_on_other_images(stop_at, monkeypatch, tmp_path):
     stop_at(1, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     monkeypatch.undo()
     other = dataclasses.replace(data.load("tiny"), digest="f" * 64)
     monkeypatch.setitem(data.DATASETS, "tiny", lambda: other)
     with pytest.raises(Problem, match="was trained on other images than are there now: restore them"):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     assert sorted(p.name for p in (tmp_path / "out.part").iterdir()) == ["checkpoint.safetensors", "recipe.json"]
 
 
 def test_a_training_loss_out_of_all_bounds_stops_a_run_as_nan_does(stop_at, monkeypatch, tmp_path):
-    original = train.Loop.row
-    monkeypatch.setattr(train.Loop, "row", lambda *a: original(*a) | ({"train_loss": 2e6} if a[1] == 1 else {}))
+    original = trainer.Loop.row
+    monkeypatch.setattr(trainer.Loop, "row", lambda *a: original(*a) | ({"train_loss": 2e6} if a[1] == 1 else {}))
     with pytest.raises(Problem, match=r"train_loss of epoch 1 is 2e\+06: lower --lr"):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     assert load_file(tmp_path / "out.part" / "checkpoint.safetensors")
     report = json.loads((tmp_path / "out.part" / "report.json").read_text())
     assert report["stopped_by"] == ["train_loss"] and len(report["history"]) == 2

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from csglib import Problem, localize, nets
+from csglib import Problem, networks
+from csglib.analysis import localize
 
 
 def heat(n: int = 3, h: int = 4, w: int = 5, seed: int = 0) -> torch.Tensor:
@@ -65,7 +66,7 @@ def test_the_intersection_over_union_equals_its_slow_twin(a, b):
 
 
 def test_the_gradient_map_shows_the_pixels_that_a_filter_reads():
-    net = nets.Split(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), nn.Linear(2, 2)).double()
+    net = networks.Split(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), nn.Linear(2, 2)).double()
     seen = torch.zeros(2, 1, 64, 64, dtype=torch.float64)
     seen[0, :, :, :32], seen[1, :, :, 32:] = 1, 1  # filter 0 reads the left half, filter 1 the right one
     net.mask = Halves(seen)
@@ -108,7 +109,7 @@ def twin_gradient_map(net, image: torch.Tensor, k: int) -> np.ndarray:
 
 def test_the_gradient_map_equals_its_slow_twin():
     torch.manual_seed(0)
-    net = nets.Split(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh()), nn.Linear(2, 2)).double()
+    net = networks.Split(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh()), nn.Linear(2, 2)).double()
     image = torch.rand(3, 32, 32, dtype=torch.float64)
     found = localize.gradmap(net, image[None], torch.tensor([1]))[0, 0].detach().numpy()
     assert np.allclose(found, twin_gradient_map(net, image, 1), rtol=1e-4)
@@ -291,7 +292,7 @@ def test_the_threshold_of_the_boxes_is_chosen_on_the_training_objects():
 
 
 def test_gradient_maps_are_scored_for_the_filters_that_a_class_excites_most():
-    net = nets.Split(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), nn.Linear(2, 2))
+    net = networks.Split(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), nn.Linear(2, 2))
     seen = torch.zeros(2, 1, 64, 64)
     seen[0, :, :, :32], seen[1, :, :, 32:] = 1, 1
     net.mask = Halves(seen)
@@ -307,10 +308,10 @@ def test_gradient_maps_are_scored_for_the_filters_that_a_class_excites_most():
 # Oracles
 
 
-def small_net() -> nets.Split:
+def small_net() -> networks.Split:
     torch.manual_seed(0)
     features = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU())
-    return nets.Split(features, nn.Linear(6, 4)).eval()
+    return networks.Split(features, nn.Linear(6, 4)).eval()
 
 
 def test_the_class_activation_map_equals_those_of_torchcam_and_captum():

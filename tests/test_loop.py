@@ -14,9 +14,10 @@ import trainings
 from recorded import recorded
 from tqdm import tqdm
 
-from csglib import Problem, loop, methods, nets, runs, train
-from csglib.loop import Loop
-from csglib.runs import Recipe
+from csglib import Problem, data, methods, networks, precision, runs
+from csglib.recipe import Recipe
+from csglib.training import loop, trainer
+from csglib.training.loop import Loop
 
 RECIPE = Recipe(dataset="tiny", net="small", epochs=2, cycle="gs", batch_size=64, lr=0.05, precision="float32")
 STEPS = 320 // 64
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("tiny", "small")
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(nets.NETS, "small", trainings.small)
+    monkeypatch.setitem(networks.NETS, "small", trainings.small)
 
 
 def other(method: str, **changes) -> Recipe:
@@ -39,9 +40,9 @@ def other(method: str, **changes) -> Recipe:
 
 def trained(recipe: Recipe, epochs=(0,), capture=None) -> tuple[dict, list[dict], Loop]:
     """Weights, gate and rows after these epochs from the recipe's start; with `capture` from buffers, as on a GPU."""
-    images = train.load(recipe).train
-    m, net, gate = train.build(recipe, 10)
-    optimisers = train.optimisers_of(recipe, m, net, gate)
+    images = data.of(recipe).train
+    m, net, gate = trainer.build(recipe, 10)
+    optimisers = trainer.optimisers_of(recipe, m, net, gate)
     if capture and m.optimiser is not None:  # that of a GPU, whose steps are counted in a tensor
         optimisers[1:] = [m.optimiser(recipe, gate, True)]
     steps = Loop(recipe, m, net, gate, optimisers, images)
@@ -133,10 +134,10 @@ def test_a_failed_capture_stops_all_that_train_in_its_process(error, remedy, mon
     work = [(dataclasses.replace(RECIPE, seed=seed), tmp_path / str(seed)) for seed in (1, 2)]
     with monkeypatch.context() as patch, pytest.raises(loop.CaptureFailed, match="captured \\(operation.* x \\): .*") as told:
         patch.setattr(Loop, "__init__", started)
-        train.side_by_side(work, "cpu")
+        trainer.side_by_side(work, "cpu")
     assert remedy in str(told.value) and "\n" not in str(told.value)
     assert not (tmp_path / "2").exists()  # though nothing failed in it
-    assert [run.recipe.seed for run in train.side_by_side(work, "cpu")] == [1, 2]
+    assert [run.recipe.seed for run in trainer.side_by_side(work, "cpu")] == [1, 2]
 
 
 def test_the_bar_of_a_gpu_moves_when_the_epoch_has_ended(monkeypatch):
@@ -163,19 +164,19 @@ def test_a_gpu_that_triton_does_not_know_and_one_without_a_c_compiler_are_refuse
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0) if device == gpu else (8, 0))
     with pytest.raises(Problem, match="capability 7.0, and Tesla P100 has 6.0: leave --loop out"):
-        train.check_compiler(gpu)
-    train.check_compiler(torch.device("cuda", 0))
+        trainer.check_compiler(gpu)
+    trainer.check_compiler(torch.device("cuda", 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(Problem, match="needs a C compiler, and there is none: install gcc"):
-        train.check_compiler(torch.device("cuda", 0))
+        trainer.check_compiler(torch.device("cuda", 0))
 
 
 def test_the_fast_loop_without_a_compiler_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(Problem, match="needs a C\\+\\+ compiler, and there is none: install g\\+\\+"):
-        train.train(dataclasses.replace(RECIPE, loop="fast"), tmp_path / "out", "cpu")
+        trainer.train(dataclasses.replace(RECIPE, loop="fast"), tmp_path / "out", "cpu")
     assert not list(tmp_path.iterdir())
 
 
@@ -203,7 +204,7 @@ def test_half_precision_scales_its_loss_and_skips_and_counts_the_steps_that_over
 
     overflow(STEPS)
     ours, rows, steps = trained(recipe)
-    start = train.build(recipe, 10)[1].named_parameters()
+    start = trainer.build(recipe, 10)[1].named_parameters()
     assert all(torch.equal(p, ours[name]) for name, p in start)
     assert steps.scaler.get_scale() == loop.SCALE / 2**STEPS and rows[0]["skipped_steps"] == STEPS
     assert "skipped_steps" not in trained(other("standard"))[1][0]
@@ -246,8 +247,8 @@ def test_float32_is_float32_on_a_gpu_too(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setitem(methods.METHODS, "standard", dataclasses.replace(original, loss=loss))
-            m, net, gate = train.build(recipe, 10)
-            steps = Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), train.load(recipe).train)
+            m, net, gate = trainer.build(recipe, 10)
+            steps = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), data.of(recipe).train)
             steps.device = torch.device("cuda")
             seen.clear()
             steps.start(0, tqdm(disable=True))
@@ -255,13 +256,13 @@ def test_float32_is_float32_on_a_gpu_too(monkeypatch):
 
     assert run("float32") == ["ieee"] * 2 * STEPS
     assert run("bfloat16") == ["tf32"] * 2 * STEPS
-    with pytest.raises(ZeroDivisionError), loop.autocast(torch.device("cuda"), "float32"):  # as train.read_out calls it
+    with pytest.raises(ZeroDivisionError), precision.autocast(torch.device("cuda"), "float32"):  # as train.read_out calls it
         assert conv.fp32_precision == "ieee"
         _ = 1 / 0
     assert conv.fp32_precision == "tf32"
     before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
     try:
-        with pytest.raises(Problem, match="TF32 is on here"), loop.autocast(torch.device("cuda"), "float32"):
+        with pytest.raises(Problem, match="TF32 is on here"), precision.autocast(torch.device("cuda"), "float32"):
             pass
     finally:
         matmul.fp32_precision = before
@@ -270,8 +271,9 @@ def test_float32_is_float32_on_a_gpu_too(monkeypatch):
 COMPILED = """
 import functools, torch, trainings
 from tqdm import tqdm
-from csglib import Problem, loop, nets, train
-from csglib.runs import Recipe
+from csglib import Problem, data
+from csglib.recipe import Recipe
+from csglib.training import loop, trainer
 
 trainings.prepare()
 compiled, kept = [], []
@@ -284,12 +286,12 @@ def backend(graph, inputs):
 
 torch.compile = functools.partial(torch.compile, backend=backend)
 recipe = Recipe(dataset="tiny", net="small", method="standard", batch_size=64, precision="float32", loop="fast")
-images = train.load(recipe).train
+images = data.of(recipe).train
 for width in range(11):
-    m, net, gate = train.build(recipe, 10)
+    m, net, gate = trainer.build(recipe, 10)
     net.features[0], net.features[1] = torch.nn.Conv2d(3, 8 + width, 3, stride=2), torch.nn.BatchNorm2d(8 + width)
     net.head = torch.nn.Linear(8 + width, 10)
-    steps = loop.Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), images)
+    steps = loop.Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
     try:
         for epoch in range(2):
             steps.start(epoch, tqdm(disable=True))

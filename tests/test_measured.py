@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from csglib import Problem, measured, runs
-from csglib.data import ROOT
-from csglib.runs import PUBLISHED
-from csglib.verify import check_measured, verify
+from csgbook import measured
+from csgbook.measured import check
+from csglib import Problem, runs
+from csglib.paths import PUBLISHED, ROOT
+from csglib.runs.verify import verify
 
 COMMITTED = ROOT / "data" / "measured"
 
@@ -41,7 +42,7 @@ def test_every_file_that_is_published_has_its_schema_and_its_seal():
 @pytest.mark.parametrize("kind", measured.OF_RUNS)
 def test_what_is_published_agrees_with_the_readouts(kind):
     for name in measured.read(kind):
-        check_measured(runs.read(PUBLISHED / name))
+        check(runs.read(PUBLISHED / name))
 
 
 NUMBERS = {
@@ -81,10 +82,10 @@ def test_a_number_changed_by_hand_is_refused_with_its_file(kind, folder):
 )
 def test_a_number_that_the_run_cannot_give_is_refused_under_a_seal_made_anew(kind, keys, value, said, folder):
     run = first(kind)
-    check_measured(run)
+    check(run)
     measured.write(kind, replaced(measured.read(kind), keys, value))
     with pytest.raises(Problem, match=rf"{kind}\.json says .*{said}"):
-        check_measured(run)
+        check(run)
 
 
 @pytest.mark.parametrize("value", ["0.5", True, [0.5], -0.5, float("nan"), "<script>alert(1)</script>"])
@@ -102,10 +103,10 @@ def test_what_is_no_number_of_its_kind_is_neither_written_nor_read(kind, value, 
         measured.read(kind)
 
 
-def test_what_was_measured_is_verified_with_its_run(folder, csglib):
+def test_what_was_measured_is_verified_with_its_run(folder, csgbook):
     run = first("detection")
     measured.write("detection", replaced(measured.read("detection"), ("*", "accuracy"), 0.9))
-    code, out, err = csglib("verify", run.path)
+    code, out, err = csgbook("verify", run.path)
     assert code == 2 and out == "" and err.startswith("csglib: ") and "detection.json says accuracy 0.9" in err
 
 

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from csglib import Problem, data, methods, nets, train
-from csglib.gate import ClassGate, SampledGate, draw
-from csglib.runs import Recipe
-from csglib.templates import filter_loss
+from csglib import Problem, data, methods, networks
+from csglib.methods import csg
+from csglib.methods.csg import ClassGate
+from csglib.methods.icnn import filter_loss
+from csglib.methods.picnn import SampledGate, draw
+from csglib.recipe import Recipe
+from csglib.training import trainer
 
 
 def paths(method: str = "csg", **fields) -> str:
@@ -48,19 +51,19 @@ def test_the_released_schedule_can_be_written():
 def test_csg_without_a_gated_epoch_is_refused(fields):
     recipe = Recipe(**fields)
     with pytest.raises(Problem, match="no epoch would train the gate"):
-        methods.method(recipe).gate(recipe, nets.build("resnet20", 10))
+        methods.method(recipe).gate(recipe, networks.build("resnet20", 10))
 
 
 def test_standard_training_is_standard_in_every_epoch():
     assert paths("standard", epochs=7) == "s" * 7
 
 
-def small_net(K: int = 4, C: int = 3) -> nets.Split:
+def small_net(K: int = 4, C: int = 3) -> networks.Split:
     torch.manual_seed(0)
-    return nets.Split(nn.Sequential(nn.Conv2d(3, K, 1), nn.ReLU()), nn.Linear(K, C)).double()
+    return networks.Split(nn.Sequential(nn.Conv2d(3, K, 1), nn.ReLU()), nn.Linear(K, C)).double()
 
 
-def twin_loss(net: nets.Split, G, images, labels, bound: float, weight: float) -> float:
+def twin_loss(net: networks.Split, G, images, labels, bound: float, weight: float) -> float:
     """CE of the gated path, gating the maps before pooling, plus the hinge; loops in float64."""
     conv, head = net.features[0], net.head
     total = 0.0
@@ -108,7 +111,7 @@ def test_the_loss_of_the_standard_path_is_that_of_a_gate_of_ones_without_penalty
 
 
 def test_standard_training_has_no_gate_and_csg_starts_it_everywhere_equal():
-    net = nets.build("resnet20", 10)
+    net = networks.build("resnet20", 10)
     assert methods.method(Recipe(method="standard")).gate(Recipe(method="standard"), net) is None
     recipe = Recipe(gate_start=0.75)
     gate = methods.method(recipe).gate(recipe, net)
@@ -174,16 +177,16 @@ def test_the_fixed_gate_takes_the_row_of_each_image_or_of_the_image_before_it(ki
 
 def test_the_fixed_gate_gives_each_class_its_share_of_the_filters():
     recipe = Recipe(method="fixed")
-    G = methods.method(recipe).gate(recipe, nets.build("resnet20", 10)).matrix
+    G = methods.method(recipe).gate(recipe, networks.build("resnet20", 10)).matrix
     assert G.sum(0).tolist() == [1.0] * 64 and set(G.sum(1).tolist()) == {6.0, 7.0}
 
 
 def test_without_the_projection_entries_are_clipped_and_no_filter_is_lifted_to_one():
     gate = ClassGate(2, 3)
     gate.matrix.data = torch.tensor([[0.2, -0.1, 1.5], [0.1, -0.2, 0.3]])
-    methods.project(Recipe(gate_projection="clip"), gate)
+    csg.after_step(Recipe(gate_projection="clip"), gate)
     assert gate.matrix.tolist() == [pytest.approx([0.2, 0.0, 1.0]), pytest.approx([0.1, 0.0, 0.3])]
-    methods.project(Recipe(), gate)
+    csg.after_step(Recipe(), gate)
     assert (gate.matrix.amax(0) == 1).all()
 
 
@@ -196,12 +199,12 @@ def test_an_unknown_method_is_refused_with_the_choice():
 def test_a_density_below_1_over_c_is_refused_before_training(fraction):
     recipe = Recipe(gate_density=fraction)
     with pytest.raises(Problem, match=r"0\.1"):
-        methods.method(recipe).gate(recipe, nets.build("resnet20", 10))
+        methods.method(recipe).gate(recipe, networks.build("resnet20", 10))
 
 
 def test_the_weights_optimiser_holds_the_network_and_nothing_of_the_gate():
-    net = nets.build("resnet20", 10)
-    held = [p for group in train.weights_optimiser(net, Recipe()).param_groups for p in group["params"]]
+    net = networks.build("resnet20", 10)
+    held = [p for group in trainer.weights_optimiser(net, Recipe()).param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in net.parameters()}
 
 
@@ -211,11 +214,11 @@ def one_epoch(path: str) -> tuple[dict, dict]:
     recipe = Recipe(batch_size=8, gate_density=0.4)
     m, gate = methods.method(recipe), ClassGate(3, 4)
     images = data.Images(torch.randint(0, 256, (32, 3, 4, 4), dtype=torch.uint8), torch.arange(32) % 3)
-    optimisers = [train.weights_optimiser(net, recipe), torch.optim.SGD(gate.parameters(), 0.1, 0.9)]
+    optimisers = [trainer.weights_optimiser(net, recipe), torch.optim.SGD(gate.parameters(), 0.1, 0.9)]
     gate.matrix.grad = torch.full((3, 4), 100.0) if path == "standard" else None  # whatever was left there
     before = {**net.state_dict(), "gate": gate.matrix.detach()}
     before = {name: t.clone() for name, t in before.items()}
-    train.Loop(recipe, m, net, gate, optimisers, images).start(0 if path == "standard" else 1, tqdm(disable=True))
+    trainer.Loop(recipe, m, net, gate, optimisers, images).start(0 if path == "standard" else 1, tqdm(disable=True))
     return before, {**net.state_dict(), "gate": gate.matrix.detach()}
 
 
@@ -246,7 +249,7 @@ def picnn(monkeypatch, z: list[int], m: torch.Tensor, **fields):
     recipe = Recipe(method="picnn", **fields)
     with pytest.warns(UserWarning, match="few for 3 classes"):
         gate = methods.method(recipe).gate(recipe, net)
-    monkeypatch.setattr("csglib.gate.draw", lambda s: torch.tensor(z))
+    monkeypatch.setattr("csglib.methods.picnn.draw", lambda s: torch.tensor(z))
     monkeypatch.setattr(torch, "bernoulli", lambda q: m.to(q))
     images, labels = torch.rand(5, 3, 2, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 1])
     return net, gate, images, labels, methods.method(recipe), recipe
@@ -346,7 +349,7 @@ def test_the_class_is_drawn_from_the_networks_own_softmax():
 
 def test_the_random_correspondence_is_one_hot_and_stays():
     recipe = Recipe(method="picnn", correspondence="random")
-    net = nets.build("resnet20", 10)
+    net = networks.build("resnet20", 10)
     gate = methods.method(recipe).gate(recipe, net)
     assert set(gate.matrix.unique().tolist()) == {0.0, 1.0} and (gate.matrix.sum(0) == 1).all()
     loss, _ = methods.method(recipe).loss(recipe, 0, net, gate, torch.rand(4, 3, 32, 32), torch.arange(4))
@@ -360,10 +363,10 @@ def test_the_random_correspondence_is_one_hot_and_stays():
 def test_few_filters_for_many_classes_warn_with_the_probability_of_an_empty_cluster():
     recipe = Recipe(method="picnn")
     with pytest.warns(UserWarning, match=r"64 filters are few for 100 classes.* 53%.* at least 500"):
-        methods.method(recipe).gate(recipe, nets.build("resnet20", 100))
+        methods.method(recipe).gate(recipe, networks.build("resnet20", 100))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        methods.method(recipe).gate(recipe, nets.build("resnet20", 10))
+        methods.method(recipe).gate(recipe, networks.build("resnet20", 10))
 
 
 # ICNN

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 from sklearn.metrics.pairwise import cosine_similarity
 
-from csglib import Problem, metrics
-from csglib.information import entropy
-from csglib.runs import Readout
+from csglib import Problem
+from csglib.analysis import metrics
+from csglib.analysis.information import entropy
+from csglib.readout import Readout
 
 # Two classes, three filters; the logits are (a_0 + 1/2, a_1 + a_2).  Filter 2 is tied and goes to class 0, the first.
 FEATURES = [[2, 0, 0], [0, 2, 0], [0, 0, 2], [0, 1, 0], [1, 1, 1], [1, 0, 2]]

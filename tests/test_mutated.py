@@ -25,9 +25,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from csglib import Problem, applications, data, experiments, files, measured, nets, objects, runs, simulate, tables, train
-from csglib.runs import PUBLISHED
-from csglib.verify import verify
+from csgbook import applications, experiments, measured, simulate, tables
+from csglib import Problem, data, files, networks, paths, runs
+from csglib.data import cifar10, objects
+from csglib.paths import PUBLISHED
+from csglib.runs import inference
+from csglib.runs.verify import verify
+from csglib.training import trainer
 
 often = settings(
     max_examples=120 if LONG else 25,
@@ -108,8 +112,8 @@ def replace_somewhere(value, draw, by):
 @pytest.fixture(scope="module")
 def small(tiny, tmp_path_factory) -> runs.Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(nets.NETS, "small", trainings.small)
-        yield train.train(trainings.RECIPE, tmp_path_factory.mktemp("small") / "run", "cpu")
+        patch.setitem(networks.NETS, "small", trainings.small)
+        yield trainer.train(trainings.RECIPE, tmp_path_factory.mktemp("small") / "run", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +131,13 @@ def spare(small, tmp_path_factory):
 def sign(folder: Path) -> None:
     path = folder / "provenance.json"
     told = json.loads(path.read_text())
-    path.write_text(json.dumps(told | {"sha256": {name: data.digest(folder / name) for name in runs.FILES}}))
+    path.write_text(json.dumps(told | {"sha256": {name: paths.digest(folder / name) for name in runs.FILES}}))
 
 
 def open_and_use(folder: Path) -> runs.Run:
     run = runs.read(folder)
     verify(run)
-    _ = train.network(run)
+    _ = inference.network(run)
     return run
 
 
@@ -154,7 +158,7 @@ def test_a_run_folder_with_any_byte_changed_and_signed_anew(name, edit, spare, s
     sign(folder)
     with refused_or_same("run folder, signed"):
         found = open_and_use(folder)
-        assert train.evaluate(found.readout) == pytest.approx(found.metrics, abs=1e-6)
+        assert trainer.evaluate(found.readout) == pytest.approx(found.metrics, abs=1e-6)
 
 
 @often
@@ -242,14 +246,16 @@ def test_a_file_larger_than_any_of_its_kind_is_refused_before_it_is_read(spare):
 
 OPEN = """
 import pathlib, resource, sys
-from csglib import formats, runs
+from csglib.runs import schema
+from csglib import runs
+from csglib.runs import packing
 path = pathlib.Path(sys.argv[1])
-limit = formats.LIMITS[path.name]
+limit = schema.LIMITS[path.name]
 assert 0 < limit - path.stat().st_size < 16 << 20
 size = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 if "readout" in path.name:
-    runs.unpack(formats.check_readout(runs.read_tensors(path, "", limit), path, ""))
+    packing.unpack(schema.check_readout(runs.read_tensors(path, "", limit), path, ""))
 else:
     runs.Run(path.parent, None, {}, {}).weights
 """
@@ -295,15 +301,15 @@ def release(tmp_path_factory):
     folder = root / data.CIFAR10_FOLDER
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        for name in data.CIFAR10_FILES:
+        for name in cifar10.CIFAR10_FILES:
             (folder / name).write_bytes(np.random.default_rng(0).integers(0, 10, 3 * 3073, np.uint8).tobytes())
-        patch.setattr(data, "CIFAR10_FILES", {name: data.digest(folder / name, "md5") for name in data.CIFAR10_FILES})
+        patch.setattr(data, "CIFAR10_FILES", {name: paths.digest(folder / name, "md5") for name in cifar10.CIFAR10_FILES})
         patch.setenv("CSGLIB_DATA", str(root))
         yield folder
 
 
 @often
-@given(name=st.sampled_from(sorted(data.CIFAR10_FILES)), edit=edits())
+@given(name=st.sampled_from(sorted(cifar10.CIFAR10_FILES)), edit=edits())
 def test_a_batch_file_with_any_byte_changed(name, edit, release):
     before = (release / name).read_bytes()
     (release / name).write_bytes(after := edit(before))
@@ -493,7 +499,7 @@ def test_a_checkpoint_with_any_byte_changed(edit, small, spare, checkpoint):
     folder = runs.reserve(out, trainings.RECIPE)
     (folder / "checkpoint.safetensors").write_bytes(edit(content))
     with refused_or_same("checkpoint"):
-        run = train.train(trainings.RECIPE, out, "cpu")
+        run = trainer.train(trainings.RECIPE, out, "cpu")
         assert (run.path / "model.safetensors").read_bytes() == expected
 
 
@@ -502,9 +508,9 @@ def checkpoint(small, tmp_path_factory) -> tuple[Path, bytes, bytes]:
     """Where to train, the checkpoint of the epoch before the last, the weights that it must end with."""
     out, kept = tmp_path_factory.mktemp("checkpoint") / "run", []
     with pytest.MonkeyPatch.context() as patch:
-        original = train.Checkpoint.save
-        patch.setattr(train.Checkpoint, "save", lambda self, *a: (original(self, *a), kept.append(self.path.read_bytes())))
-        train.train(trainings.RECIPE, out, "cpu")
+        original = trainer.Checkpoint.save
+        patch.setattr(trainer.Checkpoint, "save", lambda self, *a: (original(self, *a), kept.append(self.path.read_bytes())))
+        trainer.train(trainings.RECIPE, out, "cpu")
     return out, kept[-2], (small.path / "model.safetensors").read_bytes()
 
 

@@ -1,16 +1,19 @@
 import pytest
 import torch
 
-from csglib import Problem, data, metrics, nets, train
+from csglib import Problem, data, networks
+from csglib.analysis import metrics
+from csglib.networks import resnet, split
+from csglib.runs import inference
 
 
 def test_resnet20_has_the_published_number_of_parameters():
-    assert sum(p.numel() for p in nets.build("resnet20", 10).parameters()) == 269_722
-    assert sum(p.numel() for p in nets.build("resnet8", 10).parameters()) == 75_290
+    assert sum(p.numel() for p in networks.build("resnet20", 10).parameters()) == 269_722
+    assert sum(p.numel() for p in networks.build("resnet8", 10).parameters()) == 75_290
 
 
 def test_maps_pooled_features_and_logits_have_the_declared_shapes():
-    net, x = nets.build("resnet20", 7).eval(), torch.rand(2, 3, 32, 32)
+    net, x = networks.build("resnet20", 7).eval(), torch.rand(2, 3, 32, 32)
     assert net.maps(x).shape == (2, 64, 8, 8)
     assert net.pooled(x).shape == (2, 64)
     assert net(x).shape == (2, 7)
@@ -18,18 +21,18 @@ def test_maps_pooled_features_and_logits_have_the_declared_shapes():
 
 
 def test_the_logits_are_the_linear_head_on_the_spatial_mean_of_the_maps():
-    net, x = nets.build("resnet20", 10).eval(), torch.rand(2, 3, 32, 32)
+    net, x = networks.build("resnet20", 10).eval(), torch.rand(2, 3, 32, 32)
     maps = net.maps(x)
     mean = sum(maps[:, :, i, j] for i in range(8) for j in range(8)) / 64
     assert torch.allclose(net(x), mean @ net.head.weight.T + net.head.bias, atol=1e-5)
 
 
 def test_the_features_end_in_a_relu():
-    assert nets.build("resnet20", 10).eval().maps(torch.rand(2, 3, 32, 32)).min() == 0
+    assert networks.build("resnet20", 10).eval().maps(torch.rand(2, 3, 32, 32)).min() == 0
 
 
 def test_the_shortcut_has_no_parameters_subsamples_and_pads_zeros():
-    block = nets.BasicBlock(2, 6, stride=2).eval()
+    block = resnet.BasicBlock(2, 6, stride=2).eval()
     torch.nn.init.zeros_(block.conv2.weight)  # leaves the shortcut alone
     x = torch.rand(1, 2, 4, 4)
     y = block(x)
@@ -40,7 +43,7 @@ def test_the_shortcut_has_no_parameters_subsamples_and_pads_zeros():
 
 def test_the_gradient_of_a_shortcut_keeps_channels_last():
     """That of a strided slice does not, and every operation behind it is then slow."""
-    block = nets.BasicBlock(16, 32, stride=2).to(memory_format=torch.channels_last)
+    block = resnet.BasicBlock(16, 32, stride=2).to(memory_format=torch.channels_last)
     layouts = []
     x = torch.rand(2, 16, 8, 8).to(memory_format=torch.channels_last).requires_grad_() * 1
     x.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last)))
@@ -49,10 +52,10 @@ def test_the_gradient_of_a_shortcut_keeps_channels_last():
 
 
 def test_normalisation_is_the_networks_first_step():
-    net = nets.build("resnet20", 10).eval()
+    net = networks.build("resnet20", 10).eval()
     x = torch.rand(2, 3, 32, 32)
     normal = torch.stack(
-        [(x[:, c] - m) / s for c, (m, s) in enumerate(zip(nets.CIFAR10_MEAN, nets.CIFAR10_STD, strict=True))], 1
+        [(x[:, c] - m) / s for c, (m, s) in enumerate(zip(split.CIFAR10_MEAN, split.CIFAR10_STD, strict=True))], 1
     )
     assert torch.allclose(net.maps(x), net.features(normal), atol=1e-5)
 
@@ -63,15 +66,15 @@ def test_the_normalisation_is_that_of_the_training_images(cifar10):
         share = cifar10.train.images[:, c].flatten().bincount(minlength=256).double() / (50_000 * 32 * 32)
         mean = (share * value).sum().item()
         std = (share * (value - mean) ** 2).sum().sqrt().item()
-        assert nets.CIFAR10_MEAN[c] == pytest.approx(mean, abs=1e-4)
-        assert nets.CIFAR10_STD[c] == pytest.approx(std, abs=1e-4)
+        assert split.CIFAR10_MEAN[c] == pytest.approx(mean, abs=1e-4)
+        assert split.CIFAR10_STD[c] == pytest.approx(std, abs=1e-4)
 
 
 def test_the_same_seed_gives_the_same_first_weights():
     nets_of = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        nets_of.append(nets.build("resnet20", 10).state_dict())
+        nets_of.append(networks.build("resnet20", 10).state_dict())
     first, again, other = nets_of
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["features.0.weight"], other["features.0.weight"])
@@ -79,7 +82,7 @@ def test_the_same_seed_gives_the_same_first_weights():
 
 def test_an_unknown_net_is_refused_with_the_choice():
     with pytest.raises(Problem, match="'resnet21'.*resnet20"):
-        nets.build("resnet21", 10)
+        networks.build("resnet21", 10)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +97,12 @@ def test_an_unknown_net_is_refused_with_the_choice():
 def test_a_network_of_torchvision_without_its_layer_is_refused_with_the_way_to_name_one(name, said):
     for weights in ("fresh", "imagenet"):
         with pytest.raises(Problem, match=said):
-            nets.build(name, 10, weights)
+            networks.build(name, 10, weights)
 
 
 @pytest.fixture(scope="module")
-def third_party(third_party_file) -> nets.Split:
-    return nets.resnet20_of_akamaster(third_party_file).to(memory_format=torch.channels_last).eval()
+def third_party(third_party_file) -> networks.Split:
+    return resnet.resnet20_of_akamaster(third_party_file).to(memory_format=torch.channels_last).eval()
 
 
 def our_name(theirs: str) -> str:
@@ -121,7 +124,7 @@ def test_each_third_party_tensor_stands_at_its_place(third_party, third_party_fi
 
 @pytest.fixture(scope="module")
 def third_party_metrics(third_party, cifar10) -> dict:
-    return metrics.evaluate(train.read_out(third_party, None, cifar10.test))
+    return metrics.evaluate(inference.read_out(third_party, None, cifar10.test))
 
 
 def test_the_third_party_network_scores_what_its_source_says(third_party_metrics):
@@ -135,7 +138,7 @@ def test_the_third_party_network_has_its_known_mutual_information_score(third_pa
 
 def test_a_readout_holds_what_a_plain_forward_pass_gives(third_party, mini):
     some = data.Images(mini.test.images[::20], mini.test.labels[::20])
-    readout = train.read_out(third_party, None, some)
+    readout = inference.read_out(third_party, None, some)
     with torch.no_grad():
         assert torch.allclose(readout.logits, third_party(some.images.float() / 255), atol=1e-4)
         assert torch.allclose(readout.features, third_party.pooled(some.images.float() / 255), atol=1e-5)

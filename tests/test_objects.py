@@ -13,9 +13,14 @@ import torch
 from conftest import SHARED
 from PIL import Image
 
-from csglib import Problem, data, experiments, localize, nets, objects, runs, train
-from csglib.objects import ANIMALS
-from csglib.runs import Recipe
+from csgbook import experiments
+from csglib import Problem, data, networks, paths, runs
+from csglib.analysis import localize
+from csglib.data import objects
+from csglib.data.objects import ANIMALS
+from csglib.recipe import Recipe
+from csglib.runs import inference
+from csglib.training import trainer
 
 XML = "<annotation>{}</annotation>"
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
@@ -159,7 +164,7 @@ def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(animal
     monkeypatch.setattr(data, "load", lambda _: whole)
     assert whole.classes == ANIMALS and whole.train.images.shape[1:] == (3, 128, 128)
     for n in (30, 31, 32, 33):
-        part = train.load(Recipe(dataset="voc:animals", holdout=n))
+        part = data.of(Recipe(dataset="voc:animals", holdout=n))
         left = len(part.train)
         assert n <= len(part.test) <= n + 10 and left + len(part.test) == len(whole.train)
         assert whole.train.groups[left - 1] != whole.train.groups[left]
@@ -251,7 +256,7 @@ def archive(voc, tmp_path_factory, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=path.parent)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         entry = {"url": f"http://127.0.0.1:{server.server_port}/voc.tar", "filename": "voc.tar"}
-        entry |= {"md5": data.digest(path, "md5"), "base_dir": "VOCdevkit/VOC2012"}
+        entry |= {"md5": paths.digest(path, "md5"), "base_dir": "VOCdevkit/VOC2012"}
         monkeypatch.setitem(listed.DATASET_YEAR_DICT, "2010", entry)
         yield path
         server.shutdown()
@@ -283,7 +288,7 @@ def test_an_archive_of_photographs_that_would_write_outside_its_folder_is_stoppe
         member = tarfile.TarInfo("../../escaped.txt")
         member.size = 7
         tar.addfile(member, io.BytesIO(b"escaped"))
-    monkeypatch.setitem(listed.DATASET_YEAR_DICT["2010"], "md5", data.digest(archive, "md5"))
+    monkeypatch.setitem(listed.DATASET_YEAR_DICT["2010"], "md5", paths.digest(archive, "md5"))
     code, _, err = csglib("data", "get", "voc2010")
     assert code == 2 and "could not download PASCAL VOC 2010" in err and "outside the destination" in err
     assert not list(root.rglob("escaped.txt")) and not list((root / "raw").iterdir())
@@ -311,8 +316,8 @@ def test_the_recipe_of_resnet152_on_voc_runs_from_photographs_to_a_run_for_a_few
     steps = {"epochs": 2, "cycle": "gs", "batch_size": 3, "loop": "plain"}  # two gated, two standard; none under the compiler
     short = dataclasses.replace(recipe, weights="fresh", **steps)
     torch.manual_seed(0)
-    start = nets.build(recipe.net, 6).state_dict()
-    found = train.train(short, tmp_path / "run", "cpu")
+    start = networks.build(recipe.net, 6).state_dict()
+    found = trainer.train(short, tmp_path / "run", "cpu")
     assert found.readout.features.shape == (6, 2048) and found.readout.gate.shape == (6, 2048)
     assert [row["path"] for row in found.history] == ["gated", "standard"]
     learned = {k for k, v in found.weights.items() if v.ndim == 4 and not torch.equal(v, start[k].half().float())}
@@ -322,8 +327,8 @@ def test_the_recipe_of_resnet152_on_voc_runs_from_photographs_to_a_run_for_a_few
 
 def looks(run) -> tuple[torch.Tensor, torch.Tensor]:
     """Enlarged class activation maps of the test objects, and boxes."""
-    net = train.network(run).eval()
+    net = inference.network(run).eval()
     with torch.no_grad():
-        maps = net.maps(data.to_float(train.load(run.recipe).test.images))
+        maps = net.maps(data.to_float(data.of(run.recipe).test.images))
     heat = localize.enlarge(localize.cam(maps, net.head.weight.detach(), run.readout.labels), (32, 32))
     return heat, torch.tensor([[4.0, 4, 28, 28]]).repeat(6, 1)

@@ -7,9 +7,10 @@ import pytest
 import torch
 import trainings
 
-from csglib import nets, pace, train
-from csglib.pace import Pace, Size
-from csglib.runs import Recipe
+from csglib import networks, precision
+from csglib.recipe import Recipe
+from csglib.training import pace, trainer
+from csglib.training.pace import Pace, Size
 
 CPU = torch.device("cpu")
 TINY = Recipe(dataset="tiny", method="csg", epochs=3, batch_size=64, precision="float32")
@@ -66,7 +67,7 @@ def test_recipes_that_differ_in_seed_or_schedule_alone_are_measured_once(monkeyp
 @pytest.mark.parametrize("native, slow", [(False, 12.0), (True, 0.5)])
 def test_another_precision_is_named_where_it_is_faster(native, slow, monkeypatch, tiny):
     """As if bfloat16 took so many times as long as float32."""
-    monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr("csglib.precision.cpu_has_bfloat16", lambda: native)
     monkeypatch.setattr(pace, "measure", lambda r, of, _: Pace(slow if r.precision == "bfloat16" else 1.0, 0.0))
     faster, other = ("bfloat16", "float32") if native else ("float32", "bfloat16")
     told = pace.predict(dataclasses.replace(TINY, precision=other), pace.size(TINY), CPU)
@@ -78,11 +79,11 @@ def test_another_precision_is_named_where_it_is_faster(native, slow, monkeypatch
 def test_a_precision_that_is_emulated_is_told_before_training_with_its_measured_factor(
     precision, monkeypatch, tiny, tmp_path, capsys
 ):
-    monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: False)
-    monkeypatch.setattr(train, "emulation", lambda net, images, p: 12.34 if (len(images), p) == (16, precision) else 0)
-    monkeypatch.setitem(nets.NETS, "small", trainings.small)
+    monkeypatch.setattr("csglib.precision.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(trainer, "emulation", lambda net, images, p: 12.34 if (len(images), p) == (16, precision) else 0)
+    monkeypatch.setitem(networks.NETS, "small", trainings.small)
     recipe = Recipe(dataset="tiny", net="small", method="standard", epochs=1, batch_size=64, precision=precision)
-    run = train.train(recipe, tmp_path / "run", "cpu")
+    run = trainer.train(recipe, tmp_path / "run", "cpu")
     said = capsys.readouterr().err
     assert (
         f"{precision} is emulated here: 16 images take 12.3 times as long as in float32" in said
@@ -93,14 +94,14 @@ def test_a_precision_that_is_emulated_is_told_before_training_with_its_measured_
 
 def test_what_is_native_is_not_called_emulated(monkeypatch):
     for native in (True, False):
-        monkeypatch.setattr(train, "cpu_has_bfloat16", lambda native=native: native)
-        assert not train.emulated("float32", CPU) and train.emulated("bfloat16", CPU) is not native
+        monkeypatch.setattr("csglib.precision.cpu_has_bfloat16", lambda native=native: native)
+        assert not precision.emulated("float32", CPU) and precision.emulated("bfloat16", CPU) is not native
 
 
 def test_the_factor_is_measured_on_a_copy(mini):
     net = trainings.small(10).train()
     before = {name: t.clone() for name, t in net.state_dict().items()}
-    assert 0.01 < train.emulation(net, mini.train.images[:4], "bfloat16") < 1000
+    assert 0.01 < precision.emulation(net, mini.train.images[:4], "bfloat16") < 1000
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
 
@@ -111,11 +112,11 @@ def test_the_factor_is_measured_on_a_copy(mini):
 def test_a_limit_on_what_onednn_may_use_counts(limit, native, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert train.cpu_has_bfloat16() is native
+    assert precision.cpu_has_bfloat16() is native
 
 
 def test_the_command_predicts_when_all_is_ready_and_trains_the_same_bits(csglib, monkeypatch, tmp_path, tiny):
-    monkeypatch.setitem(nets.NETS, "small", trainings.small)
+    monkeypatch.setitem(networks.NETS, "small", trainings.small)
     words = ["train", "--dataset", "tiny", "--net", "small", "--method", "csg", "--cycle", "gs", "--precision", "float32"]
     words += ["--batch-size", "64", "--epochs", "2"]
     assert csglib(*words, "--out", tmp_path / "silent")[0] == 0  # a second of training is not predicted

@@ -10,8 +10,11 @@ import torch
 from brought import BOX, SIZE, lists, loaded, noise, photograph, put
 from PIL import Image
 
-from csglib import Problem, data, objects, pictures, runs, train
-from csglib.runs import Recipe
+from csglib import Problem, data, runs
+from csglib.data import objects, pictures
+from csglib.recipe import Recipe
+from csglib.runs import inference
+from csglib.training import trainer
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 
@@ -107,8 +110,8 @@ def move(root: Path, **names: str) -> None:
     ],
 )  # fmt: skip
 def test_the_two_parts_are_known_whatever_they_are_called(train, test, pets, town):
-    move(pets, train=train, test=test)
-    move(town / "ImageSets/Main", **{"train.txt": f"{train}.txt", "val.txt": f"{test}.txt"})
+    move(pets, train=trainer, test=test)
+    move(town / "ImageSets/Main", **{"train.txt": f"{trainer}.txt", "val.txt": f"{test}.txt"})
     for name in ("folder:pets@16", "voc:town@16@car,van"):
         found = data.load(name)
         assert found.classes == (("cat", "dog") if "pets" in name else ("car", "van"))
@@ -356,15 +359,15 @@ def test_copies_of_a_picture_are_one_group_which_a_holdout_takes_whole(town, pet
     for name in ("folder:pets@16", "voc:town@16@car,van"):
         whole = loaded(name).train
         for n in range(1, len(whole) - 8):
-            held = train.load(Recipe(dataset=name, holdout=n))
+            held = data.of(Recipe(dataset=name, holdout=n))
             assert not set(held.train.groups.tolist()) & set(held.test.groups.tolist()) and len(held.test) >= n
 
 
 @pytest.mark.parametrize("source", ["folder", "voc"])
 def test_a_run_knows_its_pictures_and_refuses_others(source, pets, town, csglib):
     name = {"folder": "folder:pets@32", "voc": "voc:town@32@car,van"}[source]
-    run = train.train(Recipe(dataset=name, epochs=1, batch_size=4, method="standard", precision="float32"), "run", "cpu")
-    assert torch.equal(train.sample(run), data.load(name).test.images)  # and none of CIFAR-10
+    run = trainer.train(Recipe(dataset=name, epochs=1, batch_size=4, method="standard", precision="float32"), "run", "cpu")
+    assert torch.equal(inference.sample(run), data.load(name).test.images)  # and none of CIFAR-10
     assert csglib("evaluate", "run", "--images")[0] == 0
     if source == "voc":
         lists(val="p3\n")
@@ -373,4 +376,4 @@ def test_a_run_knows_its_pictures_and_refuses_others(source, pets, town, csglib)
     code, out, err = csglib("evaluate", "run", "--images")
     assert code == 2 and not out and f"trained on other pictures than {name} has now" in err
     with pytest.raises(Problem, match="trained on other pictures"):
-        train.read_images(runs.read("run"))
+        inference.read_images(runs.read("run"))

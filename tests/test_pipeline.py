@@ -19,8 +19,10 @@ from conftest import BIN, ROOT
 from papermill.translators import PythonTranslator
 from safetensors import safe_open
 
-from csglib import data, files, papers, runs
-from csglib.runs import PUBLISHED, Recipe
+from csgbook import papers
+from csglib import files, paths, runs
+from csglib.paths import PUBLISHED
+from csglib.recipe import Recipe
 
 sys.path.insert(0, str(ROOT / "tools" / "ext"))
 import content_policy  # noqa: E402
@@ -36,7 +38,8 @@ EXPERIMENTS = {
 }
 STD = Recipe(method="standard", precision="bfloat16")
 USE = (
-    "from csglib import experiments\nprint(experiments.published('table1', profile, runs_folder)['std'][0].metrics['accuracy'])"
+    "from csgbook import experiments\n"
+    "print(experiments.published('table1', profile, runs_folder)['std'][0].metrics['accuracy'])"
 )
 
 
@@ -51,7 +54,7 @@ def notebook(page: str) -> nbformat.NotebookNode:
 def copied(tmp_path) -> Path:
     """Code, Snakefile and sample; a book with one experiment, and a page of a few lines for each that has claims."""
     root = tmp_path / "book copy"  # with a space, which the shell must not see
-    for name in ("csglib", "tools", "data/cifar10-mini", "data/measured", "book/_static"):
+    for name in ("csglib", "csgbook", "tools", "data/cifar10-mini", "data/measured", "book/_static"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "_config.yml", "pyproject.toml", "book/references.bib"):
         shutil.copy(ROOT / name, root / name)
@@ -177,7 +180,7 @@ def quick(copied) -> Path:
 
 def sign_anew(folder: Path) -> None:
     told = json.loads((folder / "provenance.json").read_text())
-    told["sha256"] = {name: data.digest(folder / name) for name in runs.FILES}
+    told["sha256"] = {name: paths.digest(folder / name) for name in runs.FILES}
     (folder / "provenance.json").write_text(json.dumps(told))
 
 
@@ -310,7 +313,7 @@ def test_a_hostile_net_in_the_experiments_file_stops_the_pipeline(copied):
 
 
 def test_class_names_are_escaped_in_an_explorer(run):
-    from csglib import markup
+    from csgbook import markup
 
     name = "<img src=x onerror=alert(1)>"
     view = {"numbers": [(name, name)], "table": {"head": [name], "rows": [[name, (name, 0.5)]]}}
@@ -319,7 +322,7 @@ def test_class_names_are_escaped_in_an_explorer(run):
 
 @pytest.mark.parametrize("name", ["<!--<script>", "</script><img src=x onerror=alert(1)>", "<b>"])
 def test_class_names_stay_values_in_an_explorers_data(name, run):
-    from csglib import explore
+    from csgbook import explore
 
     text = explore.sparsity({"CSG": (run, run.readout.gate)}, (name,) * 10, n=100).to_html()
     assert name not in text and text.count("<script") == 2 == text.count("</script>")

@@ -10,10 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from csglib import Problem, localize, methods, metrics
-from csglib.gate import ClassGate
-from csglib.information import entropy, mutual_information
-from csglib.runs import Readout, Recipe
+from csglib import Problem
+from csglib.analysis import localize, metrics
+from csglib.analysis.information import entropy, mutual_information
+from csglib.methods import csg
+from csglib.methods.csg import ClassGate
+from csglib.readout import Readout
+from csglib.recipe import Recipe
 
 fixture = [HealthCheck.function_scoped_fixture]  # `unchecked` holds for all examples alike
 often = settings(max_examples=500 if LONG else 40, deadline=None, suppress_health_check=fixture)
@@ -31,11 +34,11 @@ def test_whatever_gradients_come_a_projected_gate_stays_in_its_set_and_projectin
     gate = ClassGate(4, 3)
     gate.matrix.data = torch.from_numpy(start.copy())
     gate.project()
-    optimiser = methods.gate_sgd(recipe, gate)
+    optimiser = csg.gate_sgd(recipe, gate)
     for gradient in steps:
         gate.matrix.grad = torch.from_numpy(gradient.copy())
         optimiser.step()
-        methods.project(recipe, gate)
+        csg.project(recipe, gate)
         G = gate.matrix.detach().clone()
         assert ((G >= 0) & (G <= 1)).all() and (G.amax(0) == 1).all()  # NaN would fail
         gate.project()

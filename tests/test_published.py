@@ -4,8 +4,10 @@ import math
 
 import pytest
 
-from csglib import experiments, metrics, runs
-from csglib.runs import PUBLISHED
+from csgbook import experiments
+from csglib import runs
+from csglib.analysis import metrics
+from csglib.paths import PUBLISHED
 
 FOLDERS = sorted(p.parent for p in PUBLISHED.glob("*/provenance.json"))
 SHORT = experiments.published("table1", "short")

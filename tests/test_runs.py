@@ -16,9 +16,13 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from csglib import Problem, data, formats, metrics, nets, provenance, runs, train
-from csglib.runs import Readout, Recipe
-from csglib.verify import verify
+from csglib import Problem, data, networks, paths, runs
+from csglib.analysis import metrics
+from csglib.readout import Readout
+from csglib.recipe import Recipe
+from csglib.runs import inference, packing, provenance, schema
+from csglib.runs.verify import verify
+from csglib.training import trainer
 
 PLAIN = Recipe(precision="float32")
 
@@ -94,7 +98,7 @@ def test_every_field_counts_in_the_key():
 def test_equal_recipes_share_a_key_even_if_one_was_written_with_whole_numbers():
     """In a fresh process, since the types that these tests check would refuse the recipe before its key is made."""
     code = """
-from csglib.runs import Recipe
+from csglib.recipe import Recipe
 whole, real = Recipe(lr=1, precision="float32"), Recipe(lr=1.0, precision="float32")
 print(whole == real, whole.key == real.key)
 """
@@ -122,7 +126,7 @@ def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch)
         asked.extend([recipe, out])
         raise Problem("noted")
 
-    monkeypatch.setattr(train, "train", note)
+    monkeypatch.setattr(trainer, "train", note)
     program, *words = shlex.split(recipe.command)
     assert program == "csglib"
     csglib(*words)
@@ -201,11 +205,11 @@ def test_few_classes_train_with_the_defaults_and_are_told_their_density_once(met
     recipe = Recipe(dataset="three", method=method, epochs=2, cycle="g", batch_size=32, precision="float32")
     if method == "joint":
         recipe = dataclasses.replace(recipe, cycle="sgs")
-    found = train.train(recipe, tmp_path / "run", "cpu")
+    found = trainer.train(recipe, tmp_path / "run", "cpu")
     assert capsys.readouterr().err.count("gate_density 0.3333, the least of 3 classes") == 1
     assert "gate_density" not in recipe.changed() and 1 / 3 <= found.metrics["l1_density"] <= 1
     with pytest.raises(Problem, match=r"gate_density 0.2 lies outside \[1/C, 1\]: with 3 classes"):
-        train.train(dataclasses.replace(recipe, gate_density=0.2), tmp_path / "other", "cpu")
+        trainer.train(dataclasses.replace(recipe, gate_density=0.2), tmp_path / "other", "cpu")
 
 
 # The stored readout
@@ -223,7 +227,7 @@ FEATURES = hnp.arrays("float32", (7, 3), elements=st.one_of(st.just(0.0), st.flo
 @given(FEATURES.map(torch.from_numpy))
 def test_stored_features_err_by_at_most_a_65535th_of_their_range(features):
     readout = readout_of(features)
-    back = runs.unpack(runs.pack(readout))
+    back = packing.unpack(packing.pack(readout))
     span = features.double().amax(0) - features.double().amin(0)
     rounding = 1e-6 * features.abs().amax(0)
     assert ((back.features.double() - features).abs() <= span / 65535 + rounding).all()
@@ -237,7 +241,7 @@ def test_stored_features_err_by_at_most_a_65535th_of_their_range(features):
 def test_where_a_filters_minimum_is_zero_its_zeros_stay_exact(features):
     features = features.clamp(min=0)
     features[0] = 0
-    back = runs.unpack(runs.pack(readout_of(features))).features
+    back = packing.unpack(packing.pack(readout_of(features))).features
     assert (back[features == 0] == 0).all()
     assert (back >= 0).all()
 
@@ -245,18 +249,18 @@ def test_where_a_filters_minimum_is_zero_its_zeros_stay_exact(features):
 def test_small_values_are_stored_finer_than_large_ones():
     """Near the minimum the step of the square-root scale is that of the range over 65535 squared."""
     features = torch.tensor([[0.0], [1e-6], [1e-4], [1.0]])
-    error = (runs.unpack(runs.pack(readout_of(features))).features - features).abs().flatten()
+    error = (packing.unpack(packing.pack(readout_of(features))).features - features).abs().flatten()
     assert error[1] < 2e-8 and error[2] < 2e-7
 
 
 def test_a_constant_filter_is_stored_exactly():
     features = torch.full((5, 2), 0.3)
-    assert torch.equal(runs.unpack(runs.pack(readout_of(features))).features, features)
+    assert torch.equal(packing.unpack(packing.pack(readout_of(features))).features, features)
 
 
 def test_storing_keeps_the_order_of_a_filters_values():
     features = torch.rand(500, 2)
-    back = runs.unpack(runs.pack(readout_of(features))).features
+    back = packing.unpack(packing.pack(readout_of(features))).features
     order = features.argsort(0)
     assert (back.gather(0, order).diff(dim=0) >= 0).all()
 
@@ -269,8 +273,8 @@ def test_one_value_far_off_costs_the_others_no_digit_that_counts(far):
     features[0] = far
     features[1] = -far if far == 3e38 else features[1]  # whose difference is infinite
     readout = Readout(features, y, torch.eye(4, 8) / 8, torch.zeros(4))
-    stored = runs.pack(readout)
-    back = runs.unpack(formats.check_readout(stored, Path("readout.safetensors"), "restore it"))
+    stored = packing.pack(readout)
+    back = packing.unpack(schema.check_readout(stored, Path("readout.safetensors"), "restore it"))
     before, after = metrics.evaluate(readout), metrics.evaluate(back)
     assert after["mis"] == pytest.approx(before["mis"], rel=0.02) and after["accuracy"] == pytest.approx(
         before["accuracy"], abs=1e-3
@@ -301,7 +305,7 @@ KEPT = {
 @pytest.mark.parametrize("what", KEPT)
 def test_what_float16_cannot_hold_is_stored_as_it_is(what):
     tensor, dtype = KEPT[what]
-    stored = runs.rounded(tensor)
+    stored = packing.rounded(tensor)
     assert stored.dtype == dtype
     if dtype != torch.float16:
         assert torch.equal(stored, tensor)
@@ -312,20 +316,20 @@ def test_what_float16_cannot_hold_is_stored_as_it_is(what):
 def test_no_stored_row_leaves_its_bound_and_none_becomes_infinite(values, power):
     tensor = torch.from_numpy(values).double().mul(2.0**power).float()
     if tensor.isfinite().all():
-        stored = runs.rounded(tensor).double()
+        stored = packing.rounded(tensor).double()
         assert ((stored - tensor.double()).norm(dim=1) <= tensor.double().norm(dim=1) / 1024).all()  # NaN would fail
 
 
-def loud(num_classes: int) -> nets.Split:
+def loud(num_classes: int) -> networks.Split:
     """A network whose batch normalisation sees variances of 1e7 and more, as a high learning rate makes them."""
-    net = nets.Split(nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU()), nn.Linear(16, num_classes))
+    net = networks.Split(nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU()), nn.Linear(16, num_classes))
     net.features[0].weight.data.mul_(1e4)
     return net
 
 
-def silent(num_classes: int) -> nets.Split:
+def silent(num_classes: int) -> networks.Split:
     """The same with weights of 1e-7, of which float16 keeps one digit or none, before a normalisation of their scale."""
-    net = nets.Split(
+    net = networks.Split(
         nn.Sequential(nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16, 1e-20, 0.9), nn.ReLU()), nn.Linear(16, num_classes)
     )
     net.features[0].weight.data.mul_(1e-7)
@@ -337,21 +341,21 @@ ODD = Recipe(dataset="tiny", method="standard", epochs=12, batch_size=64, thaw="
 
 @pytest.mark.parametrize("make", [loud, silent])
 def test_what_is_published_is_the_network_of_the_last_epoch(make, tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(nets.NETS, "odd", make)
-    found = train.train(dataclasses.replace(ODD, net="odd"), tmp_path / "run", "cpu")
+    monkeypatch.setitem(networks.NETS, "odd", make)
+    found = trainer.train(dataclasses.replace(ODD, net="odd"), tmp_path / "run", "cpu")
     assert found.metrics["accuracy"] == found.history[-1]["test_accuracy"] > 0.15
     assert found.weights["features.1.running_var"].max() > 65_504 or make is silent
     assert all(t.isfinite().all() for t in found.weights.values())
-    assert torch.allclose(train.read_images(found).features, found.readout.features, atol=1e-3)
+    assert torch.allclose(inference.read_images(found).features, found.readout.features, atol=1e-3)
     assert verify(runs.read(found.path)).startswith("verified: digests, finite weights")
 
-    monkeypatch.setattr(runs, "rounded", lambda t: t.half() if t.is_floating_point() else t)  # as it was
+    monkeypatch.setattr("csglib.runs.packing.rounded", lambda t: t.half() if t.is_floating_point() else t)  # as it was
     with pytest.raises(Problem, match="stored has accuracy 0.*, in the last epoch it had 0.*: choose --precision float32"):
-        train.train(dataclasses.replace(ODD, net="odd"), tmp_path / "other", "cpu")
+        trainer.train(dataclasses.replace(ODD, net="odd"), tmp_path / "other", "cpu")
     assert not (tmp_path / "other").exists()
     monkeypatch.undo()
-    monkeypatch.setitem(nets.NETS, "odd", make)
-    again = train.train(dataclasses.replace(ODD, net="odd"), tmp_path / "other", "cpu")  # the training is not lost
+    monkeypatch.setitem(networks.NETS, "odd", make)
+    again = trainer.train(dataclasses.replace(ODD, net="odd"), tmp_path / "other", "cpu")  # the training is not lost
     assert again.metrics == found.metrics
 
 
@@ -361,15 +365,15 @@ def test_weights_that_are_not_finite_are_neither_published_nor_read(name, bad, t
     net = loud(10)
     net.state_dict()[name].view(-1)[1] = bad
     with pytest.raises(Problem, match=f"{name} of the trained network is not finite.*diverged: lower --lr"):
-        train.finish(ODD, {}, tmp_path / "out", tiny, net, None, [], [])
+        trainer.finish(ODD, {}, tmp_path / "out", tiny, net, None, [], [])
     assert not (tmp_path / "out").exists()
 
     stored = load_file(copied / "model.safetensors")
     there = next(k for k in stored if k.endswith(name.split(".", 2)[-1]))
     stored[there].view(-1)[1] = bad
     save_file(stored, copied / "model.safetensors")
-    rewrite_provenance(copied, sha256={f: data.digest(copied / f) for f in runs.FILES})
-    for use in (lambda r: r.weights, lambda r: r.readout, train.network, verify):
+    rewrite_provenance(copied, sha256={f: paths.digest(copied / f) for f in runs.FILES})
+    for use in (lambda r: r.weights, lambda r: r.readout, inference.network, verify):
         with pytest.raises(Problem, match=f"model.safetensors: {there} is not finite.*restore it"):
             use(runs.read(copied))
 
@@ -467,7 +471,7 @@ def test_code_that_differs_from_its_commit_is_dirty_and_code_outside_of_a_clone_
 def test_a_machine_of_any_name_makes_a_provenance_that_is_accepted(name, monkeypatch):
     monkeypatch.setattr(provenance, "processor", lambda: name)
     told = provenance.here(torch.device("cpu"))["hardware"]
-    jsonschema.validate(told, formats.HARDWARE)
+    jsonschema.validate(told, schema.HARDWARE)
     assert told["processor"] and len(told["processor"]) <= 100
 
 

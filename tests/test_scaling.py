@@ -9,9 +9,11 @@ import torch
 import torchvision
 from conftest import ROOT
 
-from csglib import Problem, measured, provenance, scaling
-from csglib.runs import Recipe
-from csglib.scaling import Machines, Task
+from csgbook import measured, scaling
+from csgbook.scaling import Machines, Task
+from csglib import Problem
+from csglib.recipe import Recipe
+from csglib.runs import provenance
 
 SMALL = Task(
     "small", Recipe(net="resnet20", method="standard", epochs=3, batch_size=10, precision="bfloat16"), 1000, 10, 32, True

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from csglib import Problem, claims, experiments, growth, papers, schedules
-from csglib.runs import Recipe, Run
+from csgbook import claims, experiments, growth, papers, schedules
+from csglib import Problem
+from csglib.recipe import Recipe
+from csglib.runs import Run
 
 LONG = {"epochs": 200, "lr": 0.1, "lr_schedule": "steps", "weight_decay": 1e-4}
 METHODS = {"csg": "csg", "std": "standard", "matched": "matched"}

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from brought import BOX, lists, loaded, photograph, put
 
-from csglib import Problem, data, experiments, folders, objects
-from csglib.runs import Recipe, typed
+from csgbook import experiments
+from csglib import Problem, data
+from csglib.data import folders, objects
+from csglib.recipe import Recipe, typed
 
 # Sentences and options
 
@@ -129,8 +131,9 @@ def test_a_data_folder_that_cannot_be_written_blocks_no_reading(pets, tmp_path, 
 
 PAGES = """
 import json, sys
-from csglib import Problem, data, folders
-from csglib.runs import Recipe
+from csglib import Problem, data, paths
+from csglib.data import folders
+from csglib.recipe import Recipe
 
 told = []
 for fields in (
@@ -141,7 +144,7 @@ for fields in (
     except Problem as problem:
         told.append(str(problem))
 for word in ("train-a-gate", "gate-your-own"):
-    page = json.loads((data.ROOT / "book" / f"{word}.ipynb").read_text())
+    page = json.loads((paths.ROOT / "book" / f"{word}.ipynb").read_text())
     cells = ["".join(c["source"]) for c in page["cells"] if c["cell_type"] == "code"]
     known = {"Recipe": Recipe, "folders": folders, "data": data, "pictures": ""}
     known |= {"epochs": 2.0, "seed": 3.0, "size": 32.0, "gate_density": 1, "net": "resnet18@layer2"}
@@ -179,10 +182,10 @@ def test_a_size_of_another_type_is_taken_or_refused_in_one_sentence(pets):
     assert isinstance(typed("lr", float, 1), float)
 
 
-def test_a_runs_folder_that_is_not_there_is_refused(tmp_path, csglib):
+def test_a_runs_folder_that_is_not_there_is_refused(tmp_path, csgbook):
     for folder in (tmp_path / "none", str(tmp_path / "none")):
         with pytest.raises(Problem, match="runs_folder '.*none' is no folder: name one that holds runs, or leave it out"):
             experiments.published("table1", "smoke", folder)
-    code, out, err = csglib("results", "--runs-folder", tmp_path / "none", "--out", tmp_path / "results.json")
+    code, out, err = csgbook("results", "--runs-folder", tmp_path / "none", "--out", tmp_path / "results.json")
     assert code == 2 and not out and "is no folder" in err and not (tmp_path / "results.json").exists()
     assert set(experiments.published("table1", "smoke", tmp_path)) == set(experiments.recipes("table1", "smoke"))

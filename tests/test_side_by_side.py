@@ -12,9 +12,10 @@ from test_loop import RECIPE, STEPS, small  # noqa: F401 (a fixture)
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from csglib import Problem, methods, nets, runs, train
-from csglib.loop import Loop
-from csglib.runs import Recipe
+from csglib import Problem, methods, networks, runs
+from csglib.recipe import Recipe
+from csglib.training import trainer
+from csglib.training.loop import Loop
 
 pytestmark = pytest.mark.usefixtures("tiny", "small")
 
@@ -25,9 +26,9 @@ def test_trainings_side_by_side_end_with_the_bits_of_separate_ones(tmp_path):
         dataclasses.replace(RECIPE, seed=1),
         Recipe(**{**dataclasses.asdict(RECIPE), "method": "picnn", "cycle": "sgs"}),
     ]
-    together = train.side_by_side([(r, tmp_path / f"together-{i}") for i, r in enumerate(recipes)], "cpu")
+    together = trainer.side_by_side([(r, tmp_path / f"together-{i}") for i, r in enumerate(recipes)], "cpu")
     for i, recipe in enumerate(recipes):
-        alone = train.train(recipe, tmp_path / f"alone-{i}", "cpu")
+        alone = trainer.train(recipe, tmp_path / f"alone-{i}", "cpu")
         for name in ("model.safetensors", "readout.safetensors"):
             assert (together[i].path / name).read_bytes() == (alone.path / name).read_bytes()
 
@@ -35,7 +36,7 @@ def test_trainings_side_by_side_end_with_the_bits_of_separate_ones(tmp_path):
 def test_where_one_fails_the_others_finish_and_nothing_of_it_is_published(tmp_path):
     bad = dataclasses.replace(RECIPE, lr=1e30, seed=3)
     with pytest.raises(Problem, match="lower --lr"):
-        train.side_by_side([(bad, tmp_path / "bad"), (RECIPE, tmp_path / "good")], "cpu")
+        trainer.side_by_side([(bad, tmp_path / "bad"), (RECIPE, tmp_path / "good")], "cpu")
     assert runs.read(tmp_path / "good").metrics and not (tmp_path / "bad").exists()
 
 
@@ -48,7 +49,7 @@ def test_seconds_are_those_of_a_training_alone_and_not_of_the_others_turns(monke
 
     monkeypatch.setitem(methods.METHODS, "csg", dataclasses.replace(original, loss=slow))
     began = time.monotonic()
-    trained = train.side_by_side([(dataclasses.replace(RECIPE, seed=i), tmp_path / str(i)) for i in range(4)], "cpu")
+    trained = trainer.side_by_side([(dataclasses.replace(RECIPE, seed=i), tmp_path / str(i)) for i in range(4)], "cpu")
     wall = time.monotonic() - began
     for run in trained:
         assert all(row["seconds"] > 0.02 * STEPS for row in run.history) and run.provenance["side_by_side"] == 4
@@ -58,7 +59,7 @@ def test_seconds_are_those_of_a_training_alone_and_not_of_the_others_turns(monke
 
 def test_a_failed_training_leaves_its_memory_to_the_others(monkeypatch, tmp_path):
     bad, nets_made, gone = dataclasses.replace(RECIPE, lr=1e30, seed=3), {}, []
-    build, row = train.build, Loop.row
+    build, row = trainer.build, Loop.row
 
     def watched(recipe, num_classes):
         m, net, gate = build(recipe, num_classes)
@@ -71,10 +72,10 @@ def test_a_failed_training_leaves_its_memory_to_the_others(monkeypatch, tmp_path
             gone.append(nets_made[bad.seed]() is None)
         return row(self, epoch)
 
-    monkeypatch.setattr(train, "build", watched)
+    monkeypatch.setattr(trainer, "build", watched)
     monkeypatch.setattr(Loop, "row", look)
     with pytest.raises(Problem, match="lower --lr"):
-        train.side_by_side([(bad, tmp_path / "bad"), (RECIPE, tmp_path / "good")], "cpu")
+        trainer.side_by_side([(bad, tmp_path / "bad"), (RECIPE, tmp_path / "good")], "cpu")
     assert gone == [True]
 
 
@@ -88,15 +89,15 @@ class Noisy(nn.Module):
     [(nn.Dropout(0.1), True), (StochasticDepth(0.2, "row"), True), (Noisy(), True), (nn.Dropout(0), False), (nn.ReLU(), False)],
 )
 def test_a_network_that_draws_random_numbers_trains_alone_where_graphs_share_a_generator(layer, draws, monkeypatch, tmp_path):
-    def network(num_classes: int) -> nets.Split:
+    def network(num_classes: int) -> networks.Split:
         net = trainings.small(num_classes)
         net.features.append(layer)
         return net
 
-    monkeypatch.setitem(nets.NETS, "small", network)
-    monkeypatch.setattr(train, "settle_precision", lambda recipe, _: (recipe, "asked for"))
-    monkeypatch.setattr(train, "check_compiler", lambda _: None)
-    monkeypatch.setattr(train.distributed, "join", lambda *_: stop())
+    monkeypatch.setitem(networks.NETS, "small", network)
+    monkeypatch.setattr(trainer, "settle_precision", lambda recipe, _: (recipe, "asked for"))
+    monkeypatch.setattr(trainer, "check_compiler", lambda _: None)
+    monkeypatch.setattr(trainer.distributed, "join", lambda *_: stop())
 
     def stop():
         raise Problem("this far")
@@ -104,7 +105,7 @@ def test_a_network_that_draws_random_numbers_trains_alone_where_graphs_share_a_g
     def told(n: int, **changes) -> str:
         with pytest.raises(Problem) as problem:
             recipe = dataclasses.replace(RECIPE, **changes)
-            next(train.training(recipe, tmp_path / "out", torch.device("cuda"), 1, n))
+            next(trainer.training(recipe, tmp_path / "out", torch.device("cuda"), 1, n))
         return str(problem.value)
 
     assert ("that all graphs share: train it by itself" in told(2, loop="fast")) == draws
@@ -113,4 +114,4 @@ def test_a_network_that_draws_random_numbers_trains_alone_where_graphs_share_a_g
 
 def test_two_recipes_cannot_share_a_folder(tmp_path):
     with pytest.raises(Problem, match="give each its own"):
-        train.side_by_side([(RECIPE, tmp_path / "out"), (RECIPE, tmp_path / "." / "out")], "cpu")
+        trainer.side_by_side([(RECIPE, tmp_path / "out"), (RECIPE, tmp_path / "." / "out")], "cpu")

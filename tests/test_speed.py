@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from csglib import Problem, measured, speed
+from csgbook import measured, speed
+from csglib import Problem
 
 NAMES = ["cpu_train", "cpu_float32", "csg_step", "csg_step_1000", "mis", "mis_memory_mb", "peak_rss_mb"]
 NAMES += ["fast_minus_plain", "gpu_train", "gpu_run_s", "gpu_run8_s"]

@@ -3,8 +3,11 @@ import re
 
 import pytest
 
-from csglib import claims, metrics, papers, tables
-from csglib.runs import PUBLISHED, Recipe, Run
+from csgbook import claims, papers, tables
+from csglib.analysis import metrics
+from csglib.paths import PUBLISHED
+from csglib.recipe import Recipe
+from csglib.runs import Run
 
 NOTHING = {"acc2": None, "acc3": None, "accuracy": 0.9, "mis": 0.1, "mis_null": 0.0, "mis_normalised": 0.3, "l1_density": None}
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from csglib import Problem, methods, nets
-from csglib import templates as t
-from csglib.runs import Recipe
+from csglib import Problem, methods, networks
+from csglib.methods import icnn as t
+from csglib.recipe import Recipe
 
 
 def maps(N=6, K=3, n=4, seed=0) -> torch.Tensor:
@@ -225,7 +225,7 @@ def test_a_filter_that_fires_in_one_point_gets_steeper_masks_and_a_spread_one_fl
 
 def test_evaluation_moves_neither_classes_nor_steepness():
     recipe = Recipe(method="icnn")
-    net = nets.build("resnet20", 10)
+    net = networks.build("resnet20", 10)
     mask = methods.method(recipe).gate(recipe, net)
     images = torch.rand(8, 3, 32, 32)
     methods.method(recipe).loss(recipe, 0, net, mask, images, torch.arange(8))
@@ -240,7 +240,7 @@ def test_evaluation_moves_neither_classes_nor_steepness():
 
 def test_the_mask_acts_in_evaluation_too():
     recipe = Recipe(method="icnn")
-    net = nets.build("resnet20", 10).eval()
+    net = networks.build("resnet20", 10).eval()
     images = torch.rand(2, 3, 32, 32)
     plain = net.pooled(images)
     mask = methods.method(recipe).gate(recipe, net)

@@ -8,9 +8,12 @@ import torch
 import trainings
 from safetensors.torch import load_file
 
-from csglib import Problem, data, loop, methods, metrics, runs, train
-from csglib.gate import density
-from csglib.runs import Recipe
+from csglib import Problem, data, methods, precision, runs
+from csglib.analysis import metrics
+from csglib.methods.csg import density
+from csglib.recipe import Recipe
+from csglib.runs import inference
+from csglib.training import loop, trainer
 
 # Three epochs on the tiny set: gated, gated, standard.
 RECIPE = Recipe(dataset="tiny", net="resnet8", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
@@ -31,7 +34,7 @@ def tiny_run(tiny, tmp_path_factory):
     def get(**changes) -> runs.Run:
         recipe = dataclasses.replace(RECIPE, **changes)
         if recipe not in kept:
-            kept[recipe] = train.train(recipe, tmp_path_factory.mktemp("tiny") / "run", "cpu")
+            kept[recipe] = trainer.train(recipe, tmp_path_factory.mktemp("tiny") / "run", "cpu")
         return kept[recipe]
 
     return get
@@ -64,7 +67,7 @@ def interrupt(*_):
 def test_the_same_recipe_gives_the_same_bits_whatever_went_before(tiny_run, tmp_path):
     first = tiny_run()
     torch.manual_seed(12345)
-    again = train.train(RECIPE, tmp_path / "again", "cpu")
+    again = trainer.train(RECIPE, tmp_path / "again", "cpu")
     assert bits(again) == bits(first)
     assert again.metrics == first.metrics
 
@@ -77,7 +80,7 @@ def test_another_seed_gives_another_network(tiny_run):
 def small():
     """A network so small that a processor that emulates bfloat16 trains it in a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train.nets.NETS, "small", trainings.small)
+        patch.setitem(trainer.networks.NETS, "small", trainings.small)
         yield
 
 
@@ -88,12 +91,12 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     recipe, out = dataclasses.replace(RECIPE, net=net, precision=precision), tmp_path / "out"
     sabotage(STEPS + 2, interrupt)  # in the second epoch, a gated one: the gate's momentum matters
     with pytest.raises(KeyboardInterrupt):
-        train.train(recipe, out, "cpu")
+        trainer.train(recipe, out, "cpu")
     assert sorted(p.name for p in (tmp_path / "out.part").iterdir()) == ["checkpoint.safetensors", "recipe.json"]
     assert not out.exists()
 
     monkeypatch.undo()
-    resumed = train.train(recipe, out, "cpu")
+    resumed = trainer.train(recipe, out, "cpu")
     assert bits(resumed) == bits(tiny_run(net=net, precision=precision))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert sorted(p.name for p in out.iterdir()) == sorted([*runs.FILES, "provenance.json"])
@@ -103,35 +106,35 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
 @pytest.mark.parametrize("method", ["picnn", "icnn"])  # draws and Adam's moments; a moving average
 def test_so_do_methods_with_a_state_of_their_own(method, tiny_run, sabotage, monkeypatch, tmp_path):
     recipe = Recipe(dataset="tiny", method=method, epochs=2, batch_size=64, lr=0.05, precision="float32")
-    whole = train.train(recipe, tmp_path / "whole", "cpu")
+    whole = trainer.train(recipe, tmp_path / "whole", "cpu")
     sabotage(STEPS + 2, interrupt, method)
     with pytest.raises(KeyboardInterrupt):
-        train.train(recipe, tmp_path / "out", "cpu")
+        trainer.train(recipe, tmp_path / "out", "cpu")
     monkeypatch.undo()
-    resumed = train.train(recipe, tmp_path / "out", "cpu")
+    resumed = trainer.train(recipe, tmp_path / "out", "cpu")
     assert bits(resumed) == bits(whole)
     assert torch.equal(resumed.readout.gate, whole.readout.gate)
-    net = train.network(resumed)  # with the method's part
+    net = inference.network(resumed)  # with the method's part
     assert net.state_dict().keys() == resumed.weights.keys()
-    features = train.read_images(resumed).features
+    features = inference.read_images(resumed).features
     assert torch.allclose(features, resumed.readout.features, atol=1e-4 * features.max())
 
 
 def test_a_holdout_is_the_end_of_the_training_images_and_the_test_images_stay_unseen(tiny, tmp_path):
     recipe = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32", holdout=60)
-    dataset = train.load(recipe)
+    dataset = data.of(recipe)
     assert torch.equal(torch.cat((dataset.train.images, dataset.test.images)), tiny.train.images)
-    found = train.train(recipe, tmp_path / "out", "cpu")
+    found = trainer.train(recipe, tmp_path / "out", "cpu")
     assert torch.equal(found.readout.labels, tiny.train.labels[-60:])
-    assert torch.equal(train.read_images(found).labels, tiny.train.labels[-60:])
+    assert torch.equal(inference.read_images(found).labels, tiny.train.labels[-60:])
     with pytest.raises(Problem, match="holdout 320 leaves none of the 320"):
-        train.load(dataclasses.replace(recipe, holdout=320))
+        data.of(dataclasses.replace(recipe, holdout=320))
 
 
 def test_the_fitted_matrix_gives_each_filter_to_the_class_whose_training_images_excite_it_most(tiny_run, tiny):
     found = tiny_run()
-    G = train.fitted_matrix(found)
-    net = train.network(found).eval()
+    G = inference.fitted_matrix(found)
+    net = inference.network(found).eval()
     with torch.no_grad():
         a = net.pooled(data.to_float(tiny.train.images))
     means = torch.stack([a[tiny.train.labels == c].mean(0) for c in range(10)])
@@ -142,19 +145,19 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tiny_run, sabotag
     recipe = dataclasses.replace(RECIPE, epochs=2)
     sabotage(2, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(recipe, tmp_path / "out", "cpu")
+        trainer.train(recipe, tmp_path / "out", "cpu")
     monkeypatch.undo()
-    assert bits(train.train(recipe, tmp_path / "out", "cpu")) == bits(tiny_run(epochs=2))
+    assert bits(trainer.train(recipe, tmp_path / "out", "cpu")) == bits(tiny_run(epochs=2))
 
 
 def test_a_stop_just_before_a_run_gets_its_name_costs_no_epoch(tiny_run, sabotage, monkeypatch, tmp_path):
     out = tmp_path / "out"
     monkeypatch.setattr(runs.os, "rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train.train(RECIPE, out, "cpu")
+        trainer.train(RECIPE, out, "cpu")
     monkeypatch.undo()
     sabotage(0, interrupt)  # the first step, if there were one
-    assert bits(train.train(RECIPE, out, "cpu")) == bits(tiny_run())
+    assert bits(trainer.train(RECIPE, out, "cpu")) == bits(tiny_run())
     assert sorted(p.name for p in out.iterdir()) == sorted([*runs.FILES, "provenance.json"])
 
 
@@ -183,7 +186,7 @@ def test_the_gate_lies_in_its_constraint_set_and_its_history_ends_with_it(tiny_r
 
 def test_standard_training_leaves_no_gate(tmp_path):
     recipe = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32")
-    found = train.train(recipe, tmp_path / "std", "cpu")
+    found = trainer.train(recipe, tmp_path / "std", "cpu")
     assert found.readout.gate is None and found.readout.gates is None
     assert found.metrics["l1_density"] is None
 
@@ -193,7 +196,7 @@ def test_the_metrics_on_disk_follow_exactly_from_the_readout_on_disk(run):
 
 
 def test_weights_and_images_give_the_stored_readout_again(run):
-    fresh, stored = train.read_images(run), run.readout
+    fresh, stored = inference.read_images(run), run.readout
     span = fresh.features.amax(0) - fresh.features.amin(0)
     assert ((fresh.features - stored.features).abs() <= span / 65535 + 1e-5).all()
     assert torch.allclose(fresh.logits, stored.logits, atol=1e-3 * fresh.logits.abs().max())
@@ -205,7 +208,7 @@ def test_weights_and_images_give_the_stored_readout_again(run):
 def test_evaluation_takes_the_ungated_path(tiny_run, tiny):
     """The stored accuracy is that of the plain network, called as a user would call it."""
     found = tiny_run()
-    net = train.nets.build(RECIPE.net, 10)
+    net = trainer.networks.build(RECIPE.net, 10)
     net.load_state_dict(found.weights)
     with torch.no_grad():
         logits = net.eval()(tiny.test.images.float() / 255)
@@ -218,7 +221,7 @@ def test_evaluation_takes_the_ungated_path(tiny_run, tiny):
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(sabotage, tmp_path):
     sabotage(STEPS + 1, lambda loss: loss * math.nan)
     with pytest.raises(Problem, match="loss of epoch 1 is nan: lower --lr or --gate-lr"):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
     tensors = load_file(tmp_path / "out.part" / "checkpoint.safetensors")
     assert all(t.isfinite().all() for t in tensors.values())
@@ -237,7 +240,7 @@ def test_weights_that_break_in_an_epochs_last_step_stop_the_run_too(epoch, sabot
 
     sabotage((epoch + 1) * STEPS - 1, poison)
     with pytest.raises(Problem, match=f"loss of epoch {epoch} is nan"):
-        train.train(RECIPE, tmp_path / "out", "cpu")
+        trainer.train(RECIPE, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
 
 
@@ -254,13 +257,13 @@ def test_weights_that_break_in_an_epochs_last_step_stop_the_run_too(epoch, sabot
 )
 def test_a_recipe_that_cannot_be_trained_writes_nothing(changes, said, tmp_path):
     with pytest.raises(Problem, match=said):
-        train.train(dataclasses.replace(RECIPE, **changes), tmp_path / "out", "cpu")
+        trainer.train(dataclasses.replace(RECIPE, **changes), tmp_path / "out", "cpu")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_device_is_refused():
     with pytest.raises(Problem, match="choose one of cpu"):
-        train.pick_device("abacus")
+        precision.pick_device("abacus")
 
 
 # Precision
@@ -268,14 +271,14 @@ def test_an_unknown_device_is_refused():
 
 @pytest.mark.parametrize("native, expected", [(True, "bfloat16"), (False, "float32")])
 def test_automatic_precision_takes_what_the_processor_computes_natively(native, expected, monkeypatch):
-    monkeypatch.setattr(train, "cpu_has_bfloat16", lambda: native)
-    recipe, reason = train.settle_precision(Recipe(), torch.device("cpu"))
+    monkeypatch.setattr("csglib.precision.cpu_has_bfloat16", lambda: native)
+    recipe, reason = precision.settle_precision(Recipe(), torch.device("cpu"))
     assert recipe == Recipe(precision=expected)
     assert "this processor" in reason and not reason.startswith("asked for")
 
 
 def test_a_named_precision_is_kept_and_said_to_be_asked_for():
-    recipe, reason = train.settle_precision(Recipe(precision="float32"), torch.device("cpu"))
+    recipe, reason = precision.settle_precision(Recipe(precision="float32"), torch.device("cpu"))
     assert recipe.precision == "float32" and reason.startswith("asked for")
 
 
@@ -292,7 +295,7 @@ def test_of_several_gpus_the_one_that_trains_is_asked_for_its_precision(monkeypa
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 0)
-    settled = [train.settle_precision(Recipe(), torch.device("cuda", i)) for i in range(2)]
+    settled = [precision.settle_precision(Recipe(), torch.device("cuda", i)) for i in range(2)]
     assert [recipe.precision for recipe, _ in settled] == ["bfloat16", "float16"]
     assert settled[1][1].startswith("GPU 1 does not compute")
 
@@ -328,7 +331,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     folder = runs.reserve(out, Recipe(dataset="cifar10-mini", epochs=3, precision="float32"))
     (folder / "checkpoint.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
     with pytest.raises(Problem, match="damaged.*remove"):
-        train.train(Recipe(dataset="cifar10-mini", epochs=3, precision="float32"), out)
+        trainer.train(Recipe(dataset="cifar10-mini", epochs=3, precision="float32"), out)
     assert not out.exists()
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from csglib import Problem, data
+from csglib import Problem, data, paths
 
 drawn = settings(
     max_examples=300 if LONG else 20,
@@ -78,7 +78,7 @@ def test_a_tree_of_pictures(more, classes, parts, place):
                 deeper = folder / "deeper" if draw(st.booleans()) else folder
                 shown = write(deeper, i, kind)
                 for path in deeper.glob(f"{i}[. ]*"):
-                    tests = side if parts else int(data.digest(path), 16) % 5 == 0
+                    tests = side if parts else int(paths.digest(path), 16) % 5 == 0
                     expected[tests][name, shown] += 1
                 i += 1
             for stray in draw(st.sets(st.sampled_from(STRAYS), max_size=3)):

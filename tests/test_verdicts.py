@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from csglib import claims, measured, papers, runs, simulate, verdicts
-from csglib.papers import OURS, RECALLED, Claim
-from csglib.verdicts import closeness, direction, holm, of_difference, of_mean, rule
+from csgbook import claims, measured, papers, simulate, verdicts
+from csgbook.papers import OURS, RECALLED, Claim
+from csgbook.verdicts import closeness, direction, holm, of_difference, of_mean, rule
+from csglib import runs
 
 NUMBER = Claim("n", "table1", "A number.", "accuracy", "csg", paper=0.92, source="table", tolerance=0.005)
 ORDER = Claim("o", "table1", "An order.", "accuracy", "csg", over="std", source="table")

@@ -10,17 +10,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from csglib import Problem, data, experiments, runs, train
-from csglib.objects import ANIMALS
-from csglib.runs import PUBLISHED, Recipe
-from csglib.verify import images_of, verify
+from csgbook import experiments, measured
+from csglib import Problem, data, paths, runs
+from csglib.data.objects import ANIMALS
+from csglib.paths import PUBLISHED
+from csglib.recipe import Recipe
+from csglib.runs import packing
+from csglib.runs.verify import images_of, verify
+from csglib.training import trainer
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> runs.Run:
     """A run of another seed."""
     recipe = Recipe(dataset="cifar10-mini", net="resnet8", epochs=2, cycle="gs", seed=1, precision="float32")
-    return train.train(recipe, tmp_path_factory.mktemp("other") / "run", "cpu")
+    return trainer.train(recipe, tmp_path_factory.mktemp("other") / "run", "cpu")
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def copied(run, tmp_path) -> Path:
 def sign(folder: Path, **changes) -> None:
     """Digests anew, as one who plants a number would."""
     path = folder / "provenance.json"
-    sums = {name: data.digest(folder / name) for name in runs.FILES}
+    sums = {name: paths.digest(folder / name) for name in runs.FILES}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": sums} | changes))
 
 
@@ -87,7 +91,7 @@ def test_features_of_another_run_under_the_right_head_are_refused(copied, other)
     mine, theirs = (load_file(folder / "readout.safetensors") for folder in (copied, other.path))
     changed = theirs | {name: mine[name] for name in ("weight", "bias", "gate", "gates")}
     save_file(changed, copied / "readout.safetensors")
-    made_up = train.evaluate(runs.unpack(changed))
+    made_up = trainer.evaluate(packing.unpack(changed))
     edit(copied / "metrics.json", **made_up)
     sign(copied)
     with pytest.raises(Problem, match=r"readout\.safetensors is not what the weights"):
@@ -96,9 +100,9 @@ def test_features_of_another_run_under_the_right_head_are_refused(copied, other)
 
 def test_labels_that_flatter_are_refused(copied):
     stored = load_file(copied / "readout.safetensors")
-    stored["labels"] = runs.unpack(stored).logits.argmax(1).to(torch.int16)
+    stored["labels"] = packing.unpack(stored).logits.argmax(1).to(torch.int16)
     save_file(stored, copied / "readout.safetensors")
-    edit(copied / "metrics.json", **train.evaluate(runs.unpack(stored)))
+    edit(copied / "metrics.json", **trainer.evaluate(packing.unpack(stored)))
     sign(copied)
     assert runs.read(copied).metrics["accuracy"] == 1
     with pytest.raises(Problem, match=r"readout\.safetensors has other labels"):
@@ -138,7 +142,7 @@ def test_a_recipe_of_endless_epochs_is_refused_before_they_are_counted(copied):
 
 
 def test_a_run_of_changed_code_says_so_on_its_pages(copied):
-    from csglib import tables
+    from csgbook import tables
 
     edit(copied / "provenance.json", dirty=True)
     assert "(dirty)" in tables.run_entry(runs.read(copied))
@@ -175,8 +179,9 @@ def test_a_published_run_is_verified_on_the_sample(experiment):
 
 
 def test_of_a_run_without_its_photographs_it_is_said_that_they_are_not_here():
-    told = verify(published("localisation", "animals-csg"))
-    assert "readout not recomputed, since its images cannot be read here (" in told and "what tools measured" in told
+    chosen = published("localisation", "animals-csg")
+    told = verify(chosen)
+    assert "readout not recomputed, since its images cannot be read here (" in told and measured.check(chosen)
     assert "mis_normalised as MIS / H(1/C), which is 0.1196 by each class's own entropy" in told  # classes of other sizes
 
 
@@ -210,7 +215,7 @@ def picture_run(kind: str, folder: Path) -> runs.Run:
         dataset = "voc:zoo"
         write_voc(folder / "zoo")
     recipe = Recipe(dataset=dataset, epochs=2, cycle="gs", batch_size=8, lr=0.01, precision="float32")
-    return train.train(recipe, folder / "run", "cpu")
+    return trainer.train(recipe, folder / "run", "cpu")
 
 
 def write_voc(root: Path) -> None:
@@ -247,7 +252,7 @@ def test_a_run_on_ones_own_pictures_is_recomputed_where_they_are_here_and_told_w
     features = load_file(pictures.path / "readout.safetensors")
     planted = features | {"features": features["features"].flip(0).contiguous()}
     save_file(planted, pictures.path / "readout.safetensors")
-    edit(pictures.path / "metrics.json", **train.evaluate(runs.unpack(planted)))
+    edit(pictures.path / "metrics.json", **trainer.evaluate(packing.unpack(planted)))
     sign(pictures.path)
     with pytest.raises(Problem, match=r"readout\.safetensors is not what the weights .* give on "):
         verify(runs.read(pictures.path))

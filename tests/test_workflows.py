@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from csglib.data import ROOT
+from csglib.paths import ROOT
 
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 WORKFLOWS = {p.stem: yaml.safe_load(p.read_text()) for p in FILES}

@@ -17,15 +17,17 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from csglib import data, nets, runs, train
-from csglib.runs import Recipe
+from csglib import data, networks, runs
+from csglib.recipe import Recipe
+from csglib.training import trainer
 
 FILES = sorted([*runs.FILES, "provenance.json"])
 RECIPE = Recipe(dataset="tiny", net="small", epochs=4, cycle="g", batch_size=64, lr=0.05, precision="float32")
 
 
-def small(num_classes: int) -> nets.Split:
-    return nets.Split(nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU()), nn.Linear(16, num_classes))
+def small(num_classes: int) -> networks.Split:
+    features = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU())
+    return networks.Split(features, nn.Linear(16, num_classes))
 
 
 def prepare() -> None:
@@ -34,7 +36,7 @@ def prepare() -> None:
     train_, test = (data.Images(p.images[:n], p.labels[:n]) for p, n in ((mini.train, 256), (mini.test, 100)))
     dataset = data.Dataset("tiny", mini.classes, train_, test, "0" * 64)
     data.DATASETS["tiny"] = lambda: dataset
-    nets.NETS["small"] = small
+    networks.NETS["small"] = small
 
 
 def once(out: Path, loop: str = "plain") -> None:
@@ -43,7 +45,7 @@ def once(out: Path, loop: str = "plain") -> None:
         with safe_open(checkpoint, "pt") as f:
             print("resumed from epoch", len(json.loads(f.metadata()["history"])), flush=True)
     if not (out / "provenance.json").exists():
-        train.train(dataclasses.replace(RECIPE, loop=loop), out, "cpu")
+        trainer.train(dataclasses.replace(RECIPE, loop=loop), out, "cpu")
 
 
 def fork(out: Path) -> int:

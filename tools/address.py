@@ -8,8 +8,8 @@ As long as pyproject.toml says OWNER/NAME the cells ask the reader for the addre
 import re
 from pathlib import Path
 
-from csglib.data import ROOT
-from csglib.release import repository
+from csglib.paths import ROOT
+from csglib.runs.release import repository
 
 LINE = re.compile(r'(repository = \\")[^"\\]*(\\"  # @param)')  # as JSON writes it
 

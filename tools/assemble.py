@@ -12,8 +12,9 @@ from pathlib import Path
 
 import nbformat
 
-from csglib import Problem, claims, experiments, front, runs, scaling, schedules, simulate, speed, tables, worked
-from csglib.data import ROOT
+from csgbook import claims, experiments, front, scaling, schedules, simulate, speed, tables, worked
+from csglib import Problem, runs
+from csglib.paths import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PHOTOGRAPHS = re.compile(r"\b(figures\.places|applications\.(attacked|looks|exciting))\(")  # never inverted by night

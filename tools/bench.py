@@ -23,12 +23,16 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from csglib import Problem, data, files, measured, nets, provenance, train
-from csglib.data import Images
-from csglib.information import mutual_information
-from csglib.loop import Loop, keep_memory
-from csglib.runs import Recipe
-from csglib.verdicts import interval
+from csgbook import measured
+from csgbook.verdicts import interval
+from csglib import Problem, data, files, networks, paths
+from csglib.analysis.information import mutual_information
+from csglib.data.images import Images
+from csglib.precision import native, settle_precision
+from csglib.recipe import Recipe
+from csglib.runs import provenance
+from csglib.training import trainer
+from csglib.training.loop import Loop, keep_memory
 
 ROUNDS = 5
 STEPS = 40  # of 128 images in a round of the training loops
@@ -91,7 +95,7 @@ def write(kept: dict[str, dict]) -> None:
     """Rows never measured anywhere have no value."""
     empty = {"value": None, "spread": None, "hardware": None, "detail": {}}
     rows = [kept.get(n, {"name": n, "unit": unit, "against": against} | empty) for n, (unit, against) in UNITS.items()]
-    path = data.ROOT / "build" / "bench.json"
+    path = paths.ROOT / "build" / "bench.json"
     path.parent.mkdir(exist_ok=True)
     files.write(path, json.dumps(rows, indent=1) + "\n")
     measured.write("speed", {"rows": rows})
@@ -128,10 +132,10 @@ def cpu_train(rounds: int) -> tuple[list[float], dict]:
 def cpu_float32(rounds: int) -> tuple[list[float], dict]:
     """The same in float32, as a processor without bfloat16 trains; and how near its convolutions come to a matrix product."""
     found: dict[str, list[dict]] = {"usual": [], "float32": []}
-    native = train.native(torch.device("cpu"))[0]
+    half = native(torch.device("cpu"))[0]
     for _ in range(rounds):
         found["usual"].append(child("usual", "cpu", torch.get_num_threads()))
-        for precision in dict.fromkeys(("float32", native)):
+        for precision in dict.fromkeys(("float32", half)):
             found.setdefault(precision, []).append(child("ours", "plain", "cpu", precision))
     ratios = [ten_epochs(u) / ten_epochs(o) for u, o in zip(found["usual"], found["float32"], strict=True)]
     rates = {name: round(statistics.median(128 / f["step"] for f in rows)) for name, rows in found.items()}
@@ -141,7 +145,7 @@ def cpu_float32(rounds: int) -> tuple[list[float], dict]:
 def limit() -> dict:
     """Rates in float32 of a ResNet-20's convolutions, forward and backward, and of a product of two 1024 x 1024 matrices."""
     keep_memory()
-    net = nets.resnet20(10).to(memory_format=torch.channels_last).train()
+    net = networks.resnet20(10).to(memory_format=torch.channels_last).train()
     convs = {m: None for m in net.modules() if isinstance(m, torch.nn.Conv2d)}
     for conv in convs:
         conv.register_forward_hook(lambda m, inputs, _: convs.update({m: inputs[0].detach()}))
@@ -199,7 +203,7 @@ def usual(device: str, workers: int) -> dict:
             return change(Image.fromarray(pixels[i])), labels[i]
 
     torch.manual_seed(0)
-    net = nets.resnet20(10).to(device).train()
+    net = networks.resnet20(10).to(device).train()
     optimiser = torch.optim.SGD(net.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
     gpu = device != "cpu"
     loader = torch.utils.data.DataLoader(Pictures(), 128, shuffle=True, num_workers=workers, pin_memory=gpu)
@@ -219,7 +223,7 @@ def usual(device: str, workers: int) -> dict:
 def ours(loop: str, device: str = "cpu", precision: str | None = None) -> dict:
     keep_memory()
     images = load(STEPS).to(device)
-    recipe = Recipe(method="standard", loop=loop, precision=precision or train.native(torch.device(device))[0])
+    recipe = Recipe(method="standard", loop=loop, precision=precision or native(torch.device(device))[0])
     began = time.perf_counter()
     steps = looping(recipe, images)
     seconds = []
@@ -241,11 +245,11 @@ def load(steps: int) -> Images:
 
 def looping(recipe: Recipe, images: Images, classes: int = 10) -> Loop:
     device = images.images.device
-    m, net, gate = train.build(recipe, classes)
+    m, net, gate = trainer.build(recipe, classes)
     net.to(device, memory_format=torch.channels_last)
     if gate is not None:
         gate.to(device)
-    return Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), images)
+    return Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
 
 
 # The gate's share of a step
@@ -263,7 +267,7 @@ def gated_step(net_name: str, classes: int, shape: tuple[int, int], rounds: int,
     """A step of the gated path, with the gate's own step and projection, over one of standard training; in turn."""
     keep_memory()
     B, size = shape
-    recipe = Recipe(net=net_name, precision=train.settle_precision(Recipe(), torch.device("cpu"))[0].precision)
+    recipe = Recipe(net=net_name, precision=settle_precision(Recipe(), torch.device("cpu"))[0].precision)
     x, y = torch.randint(0, 256, (B, 3, size, size), dtype=torch.uint8), torch.randint(0, classes, (B,))
     loop = looping(recipe, Images(x, y), classes)
     loop.net.train()
@@ -345,8 +349,8 @@ def peak_rss(rounds: int) -> tuple[list[float], dict]:
 
 def peak(loop: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        precision = train.settle_precision(Recipe(), torch.device("cpu"))[0].precision
-        train.train(Recipe(method="standard", epochs=1, loop=loop, precision=precision), Path(folder) / "run", "cpu")
+        precision = settle_precision(Recipe(), torch.device("cpu"))[0].precision
+        trainer.train(Recipe(method="standard", epochs=1, loop=loop, precision=precision), Path(folder) / "run", "cpu")
     return {"mb": held("VmHWM")}
 
 
@@ -361,7 +365,7 @@ def loops(rounds: int) -> tuple[list[float], dict]:
 
 def trained(loop: str, seed: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        run = train.train(Recipe(seed=int(seed), loop=loop, epochs=SHORT), Path(folder) / "run", "cpu")
+        run = trainer.train(Recipe(seed=int(seed), loop=loop, epochs=SHORT), Path(folder) / "run", "cpu")
     return {name: round(run.metrics[name], 4) for name in ("accuracy", "mis")} | {"seconds": run.provenance["train_seconds"]}
 
 
@@ -390,7 +394,7 @@ def whole_runs(n: int) -> tuple[list[float], dict]:
     with tempfile.TemporaryDirectory() as folder:
         work = [(Recipe(seed=s, **fields), Path(folder) / str(s)) for s in range(n)]
         began = time.perf_counter()
-        done = train.side_by_side(work, "cuda", every=50)
+        done = trainer.side_by_side(work, "cuda", every=50)
         wall = time.perf_counter() - began
         told = {"accuracy": [round(r.metrics["accuracy"], 4) for r in done], "mis": [round(r.metrics["mis"], 4) for r in done]}
     return [wall / n], told | {"train_seconds": [r.provenance["train_seconds"] for r in done]}

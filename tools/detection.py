@@ -11,9 +11,12 @@ import sys
 
 import torch
 
-from csglib import attacks, data, experiments, measured
+from csgbook import experiments, measured
+from csglib import data
+from csglib.analysis import attacks
+from csglib.data import of as load
 from csglib.runs import Run
-from csglib.train import load, network
+from csglib.runs.inference import network
 
 IMAGES = int(sys.argv[1]) if len(sys.argv) > 1 else 2600
 SIZES = (500, 1000, 2000)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import papermill
 
-from csglib import Problem, experiments
-from csglib.data import ROOT
+from csgbook import experiments
+from csglib import Problem
+from csglib.paths import ROOT
 
 
 def source(page: str) -> Path:

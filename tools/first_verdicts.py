@@ -8,7 +8,8 @@ It takes the runs of the profile short that had ended when the rules were change
 import numpy as np
 import torch
 
-from csglib import claims, experiments, measured, papers, provenance, simulate
+from csgbook import claims, experiments, measured, papers, simulate
+from csglib.runs import provenance
 
 UNTIL = ("b2d741926ca23b83f1b7bbba3ee9358799572b1a", "2026-11-21T21:54:09+00:00")  # the last commit of the first rules
 

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import box_iou
 
-from csglib import data, experiments, localize, measured, nets, objects
-from csglib.objects import Objects
+from csgbook import experiments, measured
+from csglib import data, networks, paths
+from csglib.analysis import localize
+from csglib.data import objects
+from csglib.data.objects import Objects
 from csglib.runs import Run
-from csglib.train import network
+from csglib.runs.inference import network
 
 WIDE = "voc_animals"  # under CSGLIB_DATA; voc2012 has the same photographs and more
 FITTED = 600  # training objects: the first, of photographs in random order
@@ -26,7 +29,7 @@ GRADIENT = 25  # objects of each class for GradMap, which takes a backward pass 
 
 
 @torch.no_grad()
-def maps_of(net: nets.Split, found: Objects) -> torch.Tensor:
+def maps_of(net: networks.Split, found: Objects) -> torch.Tensor:
     return torch.cat([net.maps(data.to_float(batch)).contiguous() for batch in found.images.split(50)])
 
 
@@ -52,19 +55,19 @@ def chance(found: Objects) -> dict[str, float]:
     }
 
 
-def heat_of(net: nets.Split, maps: torch.Tensor, found: Objects) -> torch.Tensor:
+def heat_of(net: networks.Split, maps: torch.Tensor, found: Objects) -> torch.Tensor:
     return localize.enlarge(localize.cam(maps, net.head.weight.detach(), found.labels), tuple(found.images.shape[2:]))
 
 
 def measure(run: Run) -> dict:
     net = network(run).eval()
     return {
-        "tight": tight(net, data.folder() / run.recipe.dataset.removeprefix("voc:")),
-        "wide": wide(net, data.folder() / WIDE),
+        "tight": tight(net, paths.folder() / run.recipe.dataset.removeprefix("voc:")),
+        "wide": wide(net, paths.folder() / WIDE),
     }
 
 
-def tight(net: nets.Split, root: Path) -> dict:
+def tight(net: networks.Split, root: Path) -> dict:
     train, val = objects.both(root)
     train = train.take(list(range(FITTED)))
     train_maps, maps = maps_of(net, train), maps_of(net, val)
@@ -83,7 +86,7 @@ def tight(net: nets.Split, root: Path) -> dict:
     }
 
 
-def wide(net: nets.Split, root: Path) -> dict:
+def wide(net: networks.Split, root: Path) -> dict:
     train, val = objects.both(root, size=256, context=2.0)
     train = train.take(list(range(min(FITTED, len(train)))))
     heats = (heat_of(net, maps_of(net, part), part) for part in (train, val))

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 from csglib import Problem
-from csglib.data import ROOT, digest
+from csglib.paths import ROOT, digest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 README = """Open index.html. Everything is in this folder, and no page asks another host for anything.

@@ -19,10 +19,14 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from csglib import Problem, data, measured, provenance, scaling, train
-from csglib.data import Images
-from csglib.loop import Loop
-from csglib.runs import Recipe
+from csgbook import measured, scaling
+from csglib import Problem, data
+from csglib.data.images import Images
+from csglib.precision import settle_precision
+from csglib.recipe import Recipe
+from csglib.runs import provenance
+from csglib.training import trainer
+from csglib.training.loop import Loop
 
 BATCH = {18: 16, 152: 4}  # images a step here, so that a step takes a few seconds and a few GB
 PICTURE = (500, 375)  # pixels of the photograph whose decoding is timed, as most of ImageNet's and VOC's are
@@ -32,11 +36,11 @@ def stepper(task: scaling.Task, name: str, batch: int, precision: str):
     """step() makes one training step of the task's network by the method, as training does."""
     fields = task.recipe.changed() | {"method": name, "weights": "fresh", "batch_size": batch, "precision": precision}
     recipe = Recipe(**{k: v for k, v in fields.items() if name == "csg" or not k.startswith("gate_")})
-    m, net, gate = train.build(recipe, task.classes)
+    m, net, gate = trainer.build(recipe, task.classes)
     net.to(memory_format=torch.channels_last).train()
     x = torch.randint(0, 256, (batch, 3, task.pixels, task.pixels), dtype=torch.uint8)
     y = torch.randint(0, task.classes, (batch,))
-    loop = Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), Images(x, y))
+    loop = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), Images(x, y))
     epoch = scaling.dearest_epoch(recipe)
     return lambda: loop.step(epoch, m.path(recipe, epoch), x, y)
 
@@ -91,7 +95,7 @@ def measure(rounds: Positional[int] = 7) -> None:
         raise Problem(f"{rounds} rounds have no spread: use 2 or more")
     torch.manual_seed(0)
     device = torch.device("cpu")
-    precision = train.settle_precision(Recipe(), device)[0].precision
+    precision = settle_precision(Recipe(), device)[0].precision
     here = provenance.here(device)
     found = []
     for task in scaling.tasks():

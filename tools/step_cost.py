@@ -12,25 +12,28 @@ import time
 
 import torch
 
-from csglib import data, measured, methods, provenance, runs, train
-from csglib.loop import Loop
-from csglib.runs import Recipe
+from csgbook import measured
+from csglib import data, methods, precision, runs
+from csglib.recipe import Recipe
+from csglib.runs import provenance
+from csglib.training import trainer
+from csglib.training.loop import Loop
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
 STEPS = 10
 torch.manual_seed(0)
 sample = data.load("cifar10-mini").train
 device = torch.device("cpu")
-precision = train.settle_precision(Recipe(), device)[0].precision
+precision = precision.settle_precision(Recipe(), device)[0].precision
 
 
 def stepper(name: str):
     """step(epoch) makes one training step of the method as training does."""
     recipe = Recipe(method=name, precision=precision)
-    m, net, gate = train.build(recipe, 10)
+    m, net, gate = trainer.build(recipe, 10)
     net.to(memory_format=torch.channels_last).train()
     x, y = sample.images[: recipe.batch_size], sample.labels[: recipe.batch_size]
-    loop = Loop(recipe, m, net, gate, train.optimisers_of(recipe, m, net, gate), sample)
+    loop = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), sample)
     return recipe, m, lambda epoch: loop.step(epoch, m.path(recipe, epoch), x, y)
 
 

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import torch
 
-from csglib import data, measured, metrics, nets, provenance
-from csglib.train import read_out
+from csgbook import measured
+from csglib import data, paths
+from csglib.analysis import metrics
+from csglib.networks import resnet
+from csglib.runs import provenance
+from csglib.runs.inference import read_out
 
 if len(sys.argv) != 2:
     sys.exit(__doc__)
 weights = Path(sys.argv[1])
 dataset = data.load("cifar10")
-readout = read_out(nets.resnet20_of_akamaster(weights), None, dataset.test)
+readout = read_out(resnet.resnet20_of_akamaster(weights), None, dataset.test)
 result = {
     "source": "github.com/akamaster/pytorch_resnet_cifar10, commit d5489e8995e81e91ce6b1d69dcc98ad579b0b153",
-    "sha256": data.digest(weights),
+    "sha256": paths.digest(weights),
     "data_digest": dataset.digest,
     "metrics": metrics.evaluate(readout),
 } | provenance.here(torch.device("cpu"))

@@ -8,7 +8,8 @@ FOLDER holds the trial runs, which are too large to publish.
 import sys
 from pathlib import Path
 
-from csglib import measured, runs
+from csgbook import measured
+from csglib import runs
 
 if __name__ == "__main__":
     found = []

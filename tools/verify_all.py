@@ -7,8 +7,9 @@ A run that changes, or whose measurements do, leaves the list by its digest, and
 
 import sys
 
-from csglib import Problem, measured, runs
-from csglib.verify import verify
+from csgbook import measured
+from csglib import Problem, runs
+from csglib.runs.verify import verify
 
 
 def main() -> None:

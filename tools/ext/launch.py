@@ -3,7 +3,7 @@
 The address stands in pyproject.toml alone, so _config.yml cannot name it.
 """
 
-from csglib.release import repository
+from csglib.runs.release import repository
 
 
 def add(app, config):

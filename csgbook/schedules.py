@@ -1,0 +1,52 @@
+"""The networks of a page under several schedules: which runs there are, the longest training first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from csgbook import experiments
+from csglib.runs import Run
+
+Runs = dict[str, list[Run]]
+PROFILES = ("paper", "short")  # whose schedules are shown beside each other, the longest first
+PAGES = ("table1",)  # that show them
+SHORTEST = {"std": "standard", "csg": "alternating"}  # the same after fewer epochs, on the page what-matters; no matched there
+NETWORKS = ("csg", "std", "matched")
+
+
+def profiles(page: str, profile: str) -> list[str]:
+    """Those whose schedules the page shows, the longest first."""
+    known = [name for name in PROFILES if name in experiments.book()["profiles"]]
+    return known if known and page in PAGES and profile != "smoke" else [profile]
+
+
+def found(page: str, profile: str, folder: Path | str | None = None) -> list[Runs]:
+    """The page's runs under each schedule that has any, the longest first; at least one, which may be empty."""
+    every = [experiments.published(page, name, folder) for name in profiles(page, profile)]
+    return [runs for runs in every if any(runs.values())] or every[-1:]
+
+
+def lengths(profile: str, folder: Path | str | None = None) -> dict[int, Runs]:
+    """CSG, STD and MATCHED by the number of epochs, the fewest first; lists are empty where there are no runs."""
+    names = profiles("table1", profile)
+    asked = [("table1", name, dict(zip(NETWORKS, NETWORKS, strict=True))) for name in names]
+    asked += [("what-matters", names[-1], SHORTEST)] * (len(names) > 1)
+    by_epochs: dict[int, Runs] = {}
+    for page, name, called in asked:
+        recipes, runs = experiments.recipes(page, name, folder), experiments.published(page, name, folder)
+        for n in {recipe.epochs for experiment in called.values() for recipe in recipes.get(experiment, [])}:
+            by_epochs[n] = {network: runs.get(called.get(network, ""), []) for network in NETWORKS}
+    return dict(sorted(by_epochs.items()))
+
+
+def beside(page: str, profile: str, folder: Path | str | None = None) -> list[Run]:
+    """Every run that the page reads, those of other schedules than the profile's among them."""
+    several = [*found(page, profile, folder), *(lengths(profile, folder).values() if page in PAGES else [])]
+    return list({run.recipe.name: run for runs in several for group in runs.values() for run in group}.values())
+
+
+def named(schedules: Sequence[Runs]) -> Runs:
+    """All of them in one dictionary; where there are several schedules, the name of an experiment says its epochs."""
+    if len(schedules) == 1:
+        return schedules[0]
+    epochs = [next(run.recipe.epochs for group in runs.values() for run in group) for runs in schedules]
+    return {f"{name}, {n} epochs": group for n, runs in zip(epochs, schedules, strict=True) for name, group in runs.items()}

@@ -1,0 +1,1 @@
+"""What a readout or a network says: metrics, mutual information, heat maps, adversarial images."""

@@ -1,0 +1,123 @@
+"""Mutual information of filters and classes: the k-nearest-neighbour estimator, all filters and classes at once.
+
+Source: Ross, PLoS ONE 9(2), 2014, e87357; scikit-learn's `mutual_info_classif`, which the paper's code calls, is the same
+estimator for one feature at a time.  In one dimension sorting replaces the search tree: on a processor two pointers then
+sweep over each filter's samples (sweep.py); on a GPU, or without numba, torch searches for all samples at once.  Both are
+exact; for 10,000 samples of 64 filters and 10 classes scikit-learn's loop takes 13.7 s, torch 1.5 s, the sweep 0.13 s.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, get_num_threads
+
+from csglib.errors import Problem, check_finite
+
+try:
+    from csglib.analysis import sweep
+except (ImportError, RuntimeError):  # no numba here, or no folder where it may keep what it compiles
+    sweep = None
+
+
+def mutual_information(
+    features: Float[Tensor, "N K"], labels: Int[Tensor, " N"], num_classes: int, k: int = 3
+) -> Float[Tensor, "C K"]:
+    """I(a_k ; 1[y = c]) in nats for every filter and class, estimated from N samples, never below 0.
+
+    For sample i, let d be the distance to its k-th neighbour among samples with the same binary label; let k_i and m_i
+    count the samples nearer than d, itself included, with the same label and with any.  Then
+
+        I = max(0, psi(N) + mean psi(k_i) - mean psi(N_label(i)) - mean psi(m_i)).
+
+    Without ties k_i = k, which is the published estimator.  Ties (ReLU's exact zeros above all) need a rule:
+    scikit-learn adds random noise of relative size 1e-10; here k_i is counted, and where d = 0 both counts run over all
+    samples equal to i.  An atom then contributes its plug-in information, the mean over the noise, without the noise.
+    A class with fewer than two samples, or all of them, has information 0, and so has a constant filter, exactly.
+
+    The estimate of a filter that tells a class perfectly exceeds the class's entropy H(p) by up to 1.5 / N: this bias is the
+    published estimator's.  Raises Problem for features that are not finite, and for labels that are not one a row, whole
+    numbers from 0 to num_classes - 1.
+    """
+    check_samples(features, labels, num_classes)
+    if k < 1:
+        raise Problem(f"{k} neighbours cannot be: use 3, as the paper's code does")
+    N, K = features.shape
+    psi = digamma_table(N, features.device)
+    sizes = torch.bincount(labels, minlength=num_classes)[:num_classes]
+    parts = []
+    for part in features.split(max(1, 2**21 // N), dim=1):  # at most 16 MB a tensor, however many filters there are
+        x, order = part.double().T.contiguous().sort(dim=1)  # (K, N)
+        y = labels[order]
+        if sweep is not None and x.device.type == "cpu":
+            parts.append(torch.from_numpy(sweep.terms(x.numpy(), y.numpy(), num_classes, k, psi.numpy(), get_num_threads())))
+        else:
+            parts.append(torch.stack([class_terms(x, y == c, int(n), k, psi) for c, n in enumerate(sizes)]))
+    n = sizes.double()[:, None]
+    information = psi[N] + (torch.cat(parts, 1) - n * torch.digamma(n) - (N - n) * torch.digamma(N - n)) / N
+    told = (n >= 2) & (n <= N - 2) & (features.amin(0) < features.amax(0))  # of the rest rounding would leave 1e-16
+    return torch.where(told, information, 0).clamp(min=0)
+
+
+def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse what is not a row of finite features and the label of a class for each sample."""
+    if features.ndim != 2 or labels.ndim != 1 or len(features) != len(labels) or not features.numel():
+        raise Problem(
+            f"features of shape {tuple(features.shape)} and labels of shape {tuple(labels.shape)} are not N x K and N: give a "
+            "row of features and a label for each image"
+        )
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise Problem(f"labels should be whole numbers, not {labels.dtype}: number the classes from 0")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise Problem(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, and {num_classes} classes have 0 to "
+            f"{num_classes - 1}: number the classes from 0, or say how many there are"
+        )
+    check_finite("features", features)
+
+
+def class_terms(x: Float[Tensor, "K N"], member: Bool[Tensor, "K N"], n: int, k: int, psi: Tensor) -> Float[Tensor, " K"]:
+    """Sum over all samples of psi(k_i) - psi(m_i) for one class of n samples: what `sweep.terms` computes for all classes."""
+    K, N = x.shape
+    if not 2 <= n <= N - 2:
+        return x.new_zeros(K)
+    return neighbour_term(x, member, n, k, psi).sum(1) + neighbour_term(x, ~member, N - n, k, psi).sum(1)
+
+
+def neighbour_term(
+    x: Float[Tensor, "K N"], member: Bool[Tensor, "K N"], n: int, k: int, psi: Float[Tensor, " N1"]
+) -> Float[Tensor, "K n"]:
+    """psi(k_i) - psi(m_i) for the n samples of one label, given all samples sorted along the last axis."""
+    K, N = x.shape
+    k = min(k, n - 1)
+    place = member.nonzero()[:, 1].view(K, n)  # where the label's samples stand among all
+    v = x.gather(1, place)  # (K, n), sorted
+    inf = torch.full((K, k), math.inf, dtype=x.dtype, device=x.device)
+    padded = torch.cat((-inf, v, inf), 1)
+    i = torch.arange(n, device=x.device) + k  # this sample's place in padded
+
+    # The k nearest neighbours on a line are j to the left and k - j to the right; the j with the least radius wins.
+    radius = torch.stack([torch.maximum(v - padded[:, i - j], padded[:, i - j + k] - v) for j in range(k + 1)])
+    d, j = radius.min(0)
+    first, last = padded.gather(1, i - j), padded.gather(1, i - j + k)
+    # The open ball (low, high).  Its end at the neighbour that sets d is that neighbour, exactly, not v - d or v + d rounded.
+    low = torch.where(v - first == d, first, v - d)
+    high = torch.where(last - v == d, last, v + d)
+    # Where d = 0 the ball is made one unit in the last place wide, and holds the samples equal to v.
+    low = torch.where(d == 0, torch.nextafter(v, -v.new_tensor(math.inf)), low)
+    high = torch.where(d == 0, torch.nextafter(v, v.new_tensor(math.inf)), high)
+
+    start = torch.searchsorted(x, low, right=True)
+    stop = torch.searchsorted(x, high, right=False)
+    below = torch.cat((torch.zeros(K, 1, dtype=torch.long, device=x.device), member.cumsum(1)), 1)  # members before a place
+    same = below.gather(1, stop) - below.gather(1, start)
+    return psi[same] - psi[stop - start]
+
+
+def digamma_table(n: int, device) -> Float[Tensor, " n_plus_1"]:
+    return torch.digamma(torch.arange(n + 1, dtype=torch.float64, device=device))
+
+
+def entropy(p: float) -> float:
+    """H(p) of a yes-or-no event, in nats: the most that a filter can say about a class of probability p."""
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)

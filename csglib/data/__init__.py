@@ -1,0 +1,74 @@
+"""The data sets as uint8 tensors that live on the device; augmented there, verified by digest, read without pickle.
+
+`cifar10` is the official binary release; `cifar10-mini` is the sample of 2,000 + 1,000 of its images in this repository;
+`voc:PATH` are the objects of a folder in PASCAL VOC's layout, one an image (objects.py); `folder:PATH` is any tree of pictures
+with one subfolder a class (folders.py); pictures.py says what may follow a PATH.
+"""
+
+import dataclasses
+import os
+
+from csglib.data import folders, objects
+from csglib.data.cifar10 import CIFAR10_FOLDER, CLASSES, get_cifar10, load_cifar10, load_cifar10_mini, verify_cifar10
+from csglib.data.images import Dataset, Images, augment, batches, draw, to_float
+from csglib.data.pictures import asked
+from csglib.errors import Problem
+from csglib.recipe import Recipe
+
+__all__ = ["CIFAR10_FOLDER", "CLASSES", "Dataset", "Images", "augment", "batches", "draw", "get_cifar10", "to_float"]
+__all__ += ["at_hand", "load", "of", "present", "refuse", "verify_cifar10"]
+
+DATASETS = {"cifar10": load_cifar10, "cifar10-mini": load_cifar10_mini}
+OWN = {"voc": objects.load, "folder": folders.load}  # before the colon of KIND:PATH, pictures of one's own
+EMBEDDED = {"cifar10": "cifar10-mini"}  # what the repository holds of a data set that has to be fetched
+
+
+def load(name: str) -> Dataset:
+    """A data set by name, its files verified.  Raises Problem where it is unknown, absent or altered."""
+    if own(name):
+        return OWN[name.partition(":")[0]](name)
+    if name not in DATASETS:
+        refuse(name)
+    return DATASETS[name]()
+
+
+def own(name: str) -> bool:
+    """Whether the name is of pictures of one's own."""
+    kind, colon, _ = name.partition(":")
+    return bool(colon) and kind in OWN
+
+
+def refuse(name: str, *more: str) -> None:
+    there = f"; the folder of this name is folder:{name}" if os.path.isdir(os.path.expanduser(name)) else ""
+    raise Problem(
+        f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *more])}, or folder:PATH, pictures of your own with "
+        f"one subfolder a class, or voc:PATH, photographs with boxes{there}"
+    )
+
+
+def present(name: str) -> bool:
+    """Whether pictures of one's own are there; other data sets can be fetched or say themselves what they lack."""
+    if not own(name):
+        return True
+    try:
+        return bool(asked(name))
+    except Problem:
+        return False
+
+
+def of(recipe: Recipe) -> Dataset:
+    """The recipe's data; with a holdout, the last training images in place of the test images, which stay unseen."""
+    dataset, n = load(recipe.dataset), recipe.holdout
+    if not n:
+        return dataset
+    a = dataset.train
+    while n < len(a) and a.groups is not None and a.groups[-n] == a.groups[-n - 1]:
+        n += 1  # take the photograph, or the copies of a picture, whole
+    if n >= len(a):
+        raise Problem(f"holdout {recipe.holdout} leaves none of the {len(a)} training images: choose a smaller one")
+    return dataclasses.replace(dataset, train=a.take(slice(-n)), test=a.take(slice(-n, None)))
+
+
+def at_hand(recipe: Recipe) -> Dataset:
+    """The recipe's data, or what the repository holds of them, so that no download is needed."""
+    return load(EMBEDDED[recipe.dataset]) if recipe.dataset in EMBEDDED else of(recipe)

@@ -1,0 +1,80 @@
+"""A run's network and what it computes: its readout made anew, its maps on sample images."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from csglib import data, files, networks, runs
+from csglib.analysis.metrics import class_means, cluster
+from csglib.data.images import Images
+from csglib.errors import Problem
+from csglib.methods import Gate, method
+from csglib.precision import autocast
+from csglib.readout import Readout
+from csglib.runs import Run
+
+
+def network(run: Run) -> networks.Split:
+    """A run's trained network."""
+    net = networks.build(run.recipe.net, len(run.readout.bias), run.recipe.weights)
+    method(run.recipe).gate(run.recipe, net)  # a method may change the network
+    start = net.state_dict() if run.recipe.weights == "imagenet" else {}  # what did not change is not stored
+    try:
+        net.load_state_dict(start | run.weights)
+    except RuntimeError as error:
+        told = files.short(str(error))
+        raise Problem(f"{run.path / 'model.safetensors'} is not of {run.recipe.net} ({told}): {runs.AGAIN}") from None
+    return net.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def read_out(net: networks.Split, gate: Gate | None, images: Images, precision: str = "float32", gates=()) -> Readout:
+    """The network's last layers on all images, in eval mode, ungated."""
+    net.eval()
+    device = images.images.device
+    features = []
+    for batch in images.images.split(1000 if device.type == "cuda" else 200):  # what fills a GPU, what a CPU's caches hold
+        with autocast(device, precision):
+            features.append(net.pooled(data.to_float(batch)).float())
+    a = torch.cat(features)
+    W, b = net.head.weight, net.head.bias
+    return Readout(
+        features=a,
+        labels=images.labels,
+        weight=W.detach(),
+        bias=b.detach(),
+        gate=None if gate is None else gate.matrix.detach(),
+        gates=torch.stack(list(gates)) if len(gates) else None,
+    )
+
+
+def read_images(run: Run) -> Readout:
+    """A run's readout made anew from its weights and the test images; equal to the stored one up to its rounding."""
+    dataset = data.of(run.recipe)
+    if dataset.digest != run.provenance["data_digest"]:
+        raise Problem(
+            f"{run.path} was trained on other pictures than {run.recipe.dataset} has now: restore them, or train again"
+        )
+    readout = read_out(network(run), None, dataset.test)
+    return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
+
+
+def sample(run: Run) -> UInt8[Tensor, "N 3 H W"]:
+    """Test images to look at."""
+    return data.at_hand(run.recipe).test.images[:1000]
+
+
+@torch.no_grad()
+def sample_maps(run: Run) -> Float[Tensor, "N K h w"]:
+    """A network's last maps on those images, before ICNN's mask."""
+    images = data.to_float(sample(run))
+    net = network(run).eval()
+    return torch.cat([net.maps(batch) for batch in images.split(500)])
+
+
+def fitted_matrix(run: Run, n: int = 2000) -> Float[Tensor, "C K"]:
+    """A class matrix for a network trained without one: each filter to the class that excites it most, in training images."""
+    images = data.at_hand(run.recipe).train.take(slice(n))
+    return cluster(class_means(read_out(network(run), None, images)))

@@ -1,0 +1,282 @@
+"""Recipe in, run out: what is trained, in which precision, its checkpoints and what is published.  The steps: loop.py.
+
+Images stay uint8 on the device and are augmented there.  On one CPU, with equal versions and as many threads, the same recipe
+gives the same weights bit for bit, interrupted or not: all randomness of an epoch comes from (seed, epoch).
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+
+from csglib import data, files, networks, runs
+from csglib.analysis.metrics import accuracy, evaluate
+from csglib.data.images import Dataset, Images
+from csglib.errors import Problem
+from csglib.methods import Gate, Method, method
+from csglib.methods.csg import ClassGate, density
+from csglib.precision import emulated, emulation, exact, pick_device, settle_precision
+from csglib.readout import Readout
+from csglib.recipe import Recipe
+from csglib.runs import Run, packing, provenance
+from csglib.runs.inference import read_out
+from csglib.training import distributed
+from csglib.training.checkpoint import Checkpoint
+from csglib.training.loop import CaptureFailed, Loop, keep_memory, loss_scaler
+
+DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test loss of 1e5 is none: its statistics are young
+
+
+Tell = Callable[[Recipe, Dataset, torch.device], None]  # what is said when all is ready, before the first step
+
+
+def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1, tell: Tell | None = None) -> Run:
+    """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
+
+    There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder; those
+    that torchrun starts count as one.  Raises Problem where recipe, data or folder are not what they should be, or a loss
+    leaves the finite numbers.
+    """
+    return side_by_side([(recipe, Path(out))], device, every, tell)[0]
+
+
+def side_by_side(
+    work: list[tuple[Recipe, Path]], device: str | None = None, every: int = 1, tell: Tell | None = None
+) -> list[Run]:
+    """Train several recipes at once on one GPU, which a small network cannot fill: each has its stream and its graphs.
+
+    While the host reads one training's sums, the steps of the others run.  On a processor they take turns by the epoch.
+    Where one fails the others go on; then this raises what was said of the first.  A failed capture alone stops them all,
+    since it leaves CUDA in any state; the same command goes on from their checkpoints.
+    """
+    device = pick_device(device)
+    if every < 1:
+        raise Problem(f"a checkpoint every {every} epochs cannot be: use 1, 2, 3, ...")
+    if len({out.absolute() for _, out in work}) < len(work):
+        raise Problem("two recipes cannot have one folder: give each its own")
+    going = {i: training(recipe, out, device, every, len(work), tell) for i, (recipe, out) in enumerate(work)}
+    done: dict[int, Run | Problem] = {}
+    while going:
+        for i, steps in list(going.items()):
+            try:
+                next(steps)
+            except StopIteration as end:
+                done[i] = end.value
+            except CaptureFailed:
+                raise
+            except Problem as problem:
+                done[i] = Problem(str(problem))  # without the frames of the training, which hold its network and graphs
+            except torch.OutOfMemoryError:
+                remedy = f"train fewer than {len(work)} at once" if len(work) > 1 else "choose a smaller --batch-size"
+                done[i] = Problem(f"the memory of {torch.cuda.get_device_name(device)} is too small: {remedy}")
+            if i in done:
+                del going[i]
+    for i in sorted(done):
+        if isinstance(done[i], Problem):
+            raise done[i]
+    distributed.finished()
+    return [done[i] for i in sorted(done)]
+
+
+def training(
+    recipe: Recipe, out: Path, device: torch.device, every: int, at_once: int, tell: Tell | None = None
+) -> Generator[None, None, Run]:
+    """One training of so many at once, which pauses after it has asked for an epoch's steps."""
+    keep_memory()
+    recipe, reason = settle_precision(recipe, device)
+    with exact(device, "float32"):
+        pass  # what the readout will ask for is refused now, not after the last epoch
+    if recipe.loop == "fast":
+        check_compiler(device)
+    dataset = data.of(recipe)
+    m, net, gate = build(recipe, len(dataset.classes))
+    networks.check_fits(net, recipe.net, dataset.train.images)
+    if recipe.batch_size > len(dataset.train):
+        raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
+    graphs_at_once = at_once > 1 and device.type == "cuda" and recipe.loop == "fast"
+    if graphs_at_once and (m.draws or draws(net, dataset.train)):
+        raise Problem(f"{recipe.name} draws random numbers from a generator that all graphs share: train it by itself")
+    device = distributed.join(recipe, device)
+    with ExitStack() as held:
+
+        def reserve() -> bool:
+            """Whether the run is finished already; if not, its folder is kept from other processes."""
+            held.enter_context(files.locked(runs.reserve(out, recipe)))
+            folder = runs.reserve(out, recipe)  # again, now that no other process can change it
+            if (folder / "provenance.json").exists():  # stopped just before it got its name
+                runs.publish(out)
+                return True
+            for left in folder.glob("*.new"):  # by a process that was killed while it wrote
+                left.unlink()
+            return False
+
+        if not distributed.first(reserve):  # process 0 writes; the others read the checkpoint and learn
+            if tell is not None and distributed.rank() == 0:
+                tell(recipe, dataset, device)
+            told = {"precision_reason": reason, "side_by_side": at_once}
+            yield from go_on(recipe, told, m, out, runs.part(out), dataset, net, gate, device, every)
+    return runs.read(out)
+
+
+def check_compiler(device: torch.device) -> None:
+    """What torch.compile needs beside torch: for a processor a C++ compiler, for a GPU Triton, which asks for a C compiler."""
+    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < (7, 0):
+        name = torch.cuda.get_device_name(device)
+        raise Problem(f"loop fast needs a GPU of capability 7.0, and {name} has {found[0]}.{found[1]}: leave --loop out")
+    variable, language, known = ("CC", "C", ("gcc", "clang")) if device.type == "cuda" else ("CXX", "C++", ("g++", "clang++"))
+    if not (os.environ.get(variable) or any(map(shutil.which, known))):
+        raise Problem(f"loop fast needs a {language} compiler, and there is none: install {known[0]}, or leave --loop out")
+
+
+@torch.no_grad()
+def draws(net: networks.Split, images: Images) -> bool:
+    """Whether the network draws random numbers in training, as dropout does: found by trying a copy, on two images."""
+    before = torch.get_rng_state()
+    copy.deepcopy(net).train()(data.to_float(images.images[:2]))
+    return not torch.equal(torch.get_rng_state(), before)
+
+
+def build(recipe: Recipe, num_classes: int) -> tuple[Method, networks.Split, Gate | None]:
+    """The recipe's method, and its network and gate as they start."""
+    m = method(recipe)
+    torch.manual_seed(recipe.seed)
+    net = networks.build(recipe.net, num_classes, recipe.weights)
+    networks.freeze(net, recipe.thaw)
+    return m, net, m.gate(recipe, net)
+
+
+def go_on(recipe, told: dict, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int):
+    """From the last checkpoint, or the start, to the finished run."""
+    dataset = dataset.to(device)
+    net = distributed.normalise_jointly(net, device)
+    net.to(device, memory_format=torch.channels_last)
+    if gate is not None:
+        gate.to(device)
+    optimisers = optimisers_of(recipe, m, net, gate)
+    scaler = loss_scaler(recipe, device)
+    code = provenance.here(device)  # taken at the start: the files may change while this runs
+    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, scaler, dataset.digest, code["versions"])
+    history, gates, dirty = state.load()
+    if len(history) != distributed.first(lambda: len(history)):
+        raise Problem(f"the processes do not see the same {state.path}: put --out into a folder that they share")
+    loop = Loop(recipe, m, net, gate, optimisers, dataset.train, scaler)
+    leads = distributed.rank() == 0
+    if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
+        code["dirty"] = True  # no one commit makes this run
+    steps = len(dataset.train) // recipe.batch_size
+    hidden = bool(os.environ.get("TQDM_DISABLE")) or not leads  # tqdm itself reads it in a terminal, but not in a notebook
+    print(f"{recipe.name}: {device}, {recipe.precision} ({told['precision_reason']})", file=sys.stderr)
+    if leads and emulated(recipe.precision, device):
+        times = emulation(net, dataset.train.images[:16], recipe.precision)
+        slow = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
+        print(f"{slow}; --precision float32, with another --out, avoids that", file=sys.stderr)
+    if "gate_density" in m.options and (bound := recipe.density(net.num_classes)) != recipe.gate_density:
+        print(f"{recipe.name}: gate_density {bound:.4g}, the least of {net.num_classes} classes", file=sys.stderr)
+    with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
+        for epoch in range(len(history), recipe.epochs):
+            path = m.path(recipe, epoch)
+            if path == "skipped":
+                history.append({"epoch": epoch, "path": path, "seconds": 0.0})
+                bar.update(steps)
+                continue
+            loop.start(epoch, bar)
+            yield
+            row = loop.row(epoch)
+            bar.update((epoch + 1) * steps - bar.n)  # of steps that a GPU was only asked for
+            row |= test_row(net, gate, dataset.test, recipe.precision) | {"commit": code["commit"]}
+            history.append(row)
+            if path in ("gated", "joint"):
+                gates.append(gate.matrix.detach().clone())
+            if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)] or (
+                ["train_loss"] if row["train_loss"] > DIVERGED else []
+            ):
+                rows = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
+                if leads:
+                    files.write(folder / "report.json", json.dumps({"stopped_by": bad, "history": rows}, indent=2) + "\n")
+                raise Problem(
+                    f"{bad[0]} of epoch {epoch} is {row[bad[0]]:g}: lower --lr or --gate-lr, with a new --out "
+                    f"({folder} keeps the epochs before and report.json)"
+                )
+            if gates:  # before the first projection the gate is not in its feasible set
+                row["density"] = density(gates[-1], projected=isinstance(gate, ClassGate) and recipe.gate_projection == "max")
+            if (epoch + 1) % every == 0 or epoch + 1 == recipe.epochs:
+                distributed.first(lambda: state.save(history, gates, bool(code["dirty"])))
+    code |= told | {"loop_reason": loop.reason}
+    distributed.first(lambda: finish(recipe, code, out, dataset, net, gate, gates, history))
+
+
+def test_row(net, gate, images: Images, precision: str) -> dict:
+    """Loss and accuracy on the test images, of both paths: for the curves alone, nothing is chosen by them."""
+    part = distributed.share(len(images))
+    readout = read_out(net, gate, Images(images.images[part], images.labels[part]), precision)
+    y = readout.labels
+    row = {"test_loss": F.cross_entropy(readout.logits, y).item(), "test_accuracy": accuracy(readout.logits, y)}
+    if gate is not None:
+        gated = (readout.features * readout.gate[y]) @ readout.weight.T + readout.bias
+        row |= {"test_loss_gated": F.cross_entropy(gated, y).item(), "test_accuracy_gated": accuracy(gated, y)}
+    return {name: distributed.mean(value, len(y)) for name, value in row.items()}
+
+
+def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, history) -> None:
+    """Round the weights as they are stored, read the rounded network out, and write the run: what is published was measured.
+
+    Of a network that started from ImageNet's weights those are left out that did not change.  Raises Problem, and publishes
+    nothing, where a weight is not finite or the accuracy is not that of the last epoch.
+    """
+    start = networks.build(recipe.net, len(dataset.classes), "imagenet").state_dict() if recipe.weights == "imagenet" else {}
+    again = f"lower --lr, with a new --out ({runs.part(out)} keeps the training)"
+    weights = {}
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if name in start and torch.equal(tensor.cpu(), start[name]):
+                continue
+            if not tensor.isfinite().all():
+                raise Problem(f"{name} of the trained network is not finite, the training has diverged: {again}")
+            weights[name] = packing.rounded(tensor.cpu()).contiguous()
+            tensor.copy_(weights[name])
+    readout = read_out(net, gate, dataset.test, gates=gates)
+    if not readout.logits.isfinite().all():
+        raise Problem(f"the trained network's logits are not finite, the training has diverged: {again}")
+    packed = packing.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
+    metrics = evaluate(packing.unpack(packed))
+    if runs.drifted(history, metrics, len(dataset.test)):
+        raise Problem(
+            f"the network as it would be stored has accuracy {metrics['accuracy']:.4f}, in the last epoch it had "
+            f"{history[-1]['test_accuracy']:.4f}: choose --precision float32, or {again}"
+        )
+    seconds = sum(row["seconds"] for row in history)
+    trained = sum(row["path"] != "skipped" for row in history)
+    images = len(dataset.train) // recipe.batch_size * recipe.batch_size * trained
+    made = {
+        "key": recipe.key,
+        "seed": recipe.seed,
+        "data_digest": dataset.digest,
+        "device": str(readout.features.device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(images / seconds, 1),
+    }
+    runs.finish(out, history, weights, packed, metrics, made | code)
+
+
+def optimisers_of(recipe: Recipe, m: Method, net: networks.Split, gate: Gate | None) -> list[torch.optim.Optimizer]:
+    """That of the weights, and that of the gate where a step moves it; made for the device on which they are."""
+    on_gpu = net.head.weight.is_cuda
+    return [weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate, on_gpu)] if m.optimiser is not None else [])
+
+
+def weights_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with Nesterov's momentum over what learns of the network; the gate is not among it, nor in its weight decay."""
+    learning = [p for p in net.parameters() if p.requires_grad]
+    return torch.optim.SGD(learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True)
