@@ -13,7 +13,8 @@ import sources  # noqa: E402
 
 FILES = sorted(p for package in sources.PACKAGES for p in (ROOT / package).rglob("*.py"))
 # Each may import what stands before it, and files of its own folder
-ORDER = "errors paths files recipe readout precision data networks methods analysis runs training".split()
+ORDER = ["errors", "paths", "files", "recipe", "readout", "precision"]
+ORDER += ["data", "networks", "methods", "analysis", "runs", "training"]
 
 
 def place(path: Path) -> str:

@@ -211,7 +211,8 @@ def two_processes(device: torch.device) -> str:
         return "left out, since it needs two GPUs"
     recipe = other("csg")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "csglib.training.gpu"]
+        two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, "-m", *two, "-m", __spec__.name]
         finish(subprocess.Popen([*command, "train", folder + "/two", device.type], **PIPES))
         two, one = runs.read(Path(folder) / "two"), trainer.train(recipe, Path(folder) / "one", device.type)
         share = apart(published(two), published(one), recipe)
@@ -227,7 +228,7 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 def check(name: str) -> str:
     """Run one check in a process of its own; what it found, or Problem."""
     environment = os.environ | {"TQDM_DISABLE": "1"}
-    return finish(subprocess.Popen([sys.executable, "-m", "csglib.training.gpu", name], env=environment, **PIPES)).splitlines()[-1]
+    return finish(subprocess.Popen([sys.executable, "-m", __spec__.name, name], env=environment, **PIPES)).splitlines()[-1]
 
 
 def finish(process: subprocess.Popen) -> str:
