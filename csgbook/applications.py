@@ -25,7 +25,6 @@ from csglib.data import objects
 from csglib.errors import Problem
 from csglib.recipe import Recipe
 from csglib.runs import Run
-from csglib.runs.inference import network
 
 NAMES = {"fgsm": "FGSM", "bim": "BIM", "mim": "MIM", "pgd": "PGD", "match": "adaptive"}
 
@@ -133,7 +132,7 @@ def attacked(runs: dict[str, Run], classes: tuple[str, ...], shown: int = 6) -> 
 
     row(0, images, [classes[c] for c in labels], "images")
     for i, (name, run) in enumerate(runs.items()):
-        net = network(run).eval()
+        net = run.network().eval()
         x = attacks.attack(net, images, labels, "pgd", torch.Generator().manual_seed(0))
         with torch.no_grad():
             before, after = net(images).argmax(1), net(x).argmax(1)
@@ -255,7 +254,7 @@ def heat_maps(runs: dict[str, Run], val: objects.Objects) -> Figure:
         ax.imshow(picture.permute(1, 2, 0).numpy())
         ax.set_title(objects.ANIMALS[label], fontsize=8)
     for row, (name, run) in zip(axes[1:], runs.items(), strict=True):
-        net = network(run).eval()
+        net = run.network().eval()
         with torch.no_grad():
             heat = localize.enlarge(localize.cam(net.maps(images), net.head.weight, val.labels), size)
         for ax, picture, h, chosen in zip(row, val.images, heat, localize.hottest(heat, 0.3), strict=True):

@@ -20,7 +20,7 @@ from csglib.analysis import metrics
 from csglib.data.images import Images
 from csglib.errors import Problem
 from csglib.runs import Run
-from csglib.runs.inference import network, read_out
+from csglib.runs.inference import read_out
 
 BUDGET = 400_000  # bytes that an explorer may add to its page, gzipped
 SCRIPT = Path(__file__).with_name("explore.js")
@@ -205,7 +205,7 @@ def one_filter(run: Run, classes: tuple[str, ...], images: Images, n: int = 2000
     """Pick a filter: gate, information and mean activation by class, a histogram by class, the images that excite it most."""
     r = run.readout
     C, K = r.weight.shape
-    features = read_out(network(run), None, images).features
+    features = read_out(run.network(), None, images).features
     best = features.argsort(dim=0, descending=True, stable=True)[:top].T  # (K, top)
     shown = best.unique()
     place = {int(i): j for j, i in enumerate(shown)}

@@ -6,7 +6,9 @@ The way through the library is the way through the book:
 """
 
 from csglib.errors import Problem
+from csglib.methods.csg import ClassGate
+from csglib.methods.step import CSG, ICNN, PICNN
 from csglib.networks.cut import gated
 
 __version__ = "0.1.0"
-__all__ = ["Problem", "gated"]
+__all__ = ["CSG", "ICNN", "PICNN", "ClassGate", "Problem", "gated"]

@@ -85,9 +85,9 @@ def test_removing_every_class_leaves_the_bias_and_removing_none_the_network(expl
 
 
 def test_the_pictures_are_those_that_excite_the_filter_most(explorers, run, mini):
-    from csglib.runs.inference import network, read_out
+    from csglib.runs.inference import read_out
 
-    a = read_out(network(run), None, data.Images(mini.test.images[:80], mini.test.labels[:80])).features
+    a = read_out(run.network(), None, data.Images(mini.test.images[:80], mini.test.labels[:80])).features
     e = explorers["filter"]
     for k in (0, 31, 63):
         labels = mini.test.labels[:80][a[:, k].argsort(descending=True, stable=True)[:6]]

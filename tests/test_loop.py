@@ -93,10 +93,9 @@ def test_the_host_waits_for_nothing_in_a_step(method):
     recipe = dataclasses.replace(other(method, epochs=3), **CYCLE.get(method, {}))
     epoch = next(e for e in (1, 0) if methods.method(recipe).path(recipe, e) != "skipped")  # the gated one, where there is one
     _, _, steps = trained(recipe, [epoch], lambda step: step)
-    path = steps.m.path(recipe, epoch)
     steps.at.zero_()
     with torch.autograd.profiler.profile() as profile:
-        steps.step(steps.epoch if steps.m.by_epoch else epoch, path, *steps.batch())
+        steps.step(steps.epoch if steps.m.by_epoch else epoch, *steps.batch())
 
     def within(event) -> set[str]:
         return {event.name} | (within(event.cpu_parent) if event.cpu_parent else set())

@@ -29,7 +29,6 @@ from csgbook import applications, experiments, measured, simulate, tables
 from csglib import Problem, data, files, networks, paths, runs
 from csglib.data import cifar10, objects
 from csglib.paths import PUBLISHED
-from csglib.runs import inference
 from csglib.runs.verify import verify
 from csglib.training import trainer
 
@@ -137,7 +136,7 @@ def sign(folder: Path) -> None:
 def open_and_use(folder: Path) -> runs.Run:
     run = runs.read(folder)
     verify(run)
-    _ = inference.network(run)
+    _ = run.network()
     return run
 
 

@@ -19,7 +19,6 @@ from csglib.analysis import localize
 from csglib.data import objects
 from csglib.data.objects import ANIMALS
 from csglib.recipe import Recipe
-from csglib.runs import inference
 from csglib.training import trainer
 
 XML = "<annotation>{}</annotation>"
@@ -327,7 +326,7 @@ def test_the_recipe_of_resnet152_on_voc_runs_from_photographs_to_a_run_for_a_few
 
 def looks(run) -> tuple[torch.Tensor, torch.Tensor]:
     """Enlarged class activation maps of the test objects, and boxes."""
-    net = inference.network(run).eval()
+    net = run.network().eval()
     with torch.no_grad():
         maps = net.maps(data.to_float(data.of(run.recipe).test.images))
     heat = localize.enlarge(localize.cam(maps, net.head.weight.detach(), run.readout.labels), (32, 32))

@@ -373,7 +373,7 @@ def test_weights_that_are_not_finite_are_neither_published_nor_read(name, bad, t
     stored[there].view(-1)[1] = bad
     save_file(stored, copied / "model.safetensors")
     rewrite_provenance(copied, sha256={f: paths.digest(copied / f) for f in runs.FILES})
-    for use in (lambda r: r.weights, lambda r: r.readout, inference.network, verify):
+    for use in (lambda r: r.weights, lambda r: r.readout, runs.Run.network, verify):
         with pytest.raises(Problem, match=f"model.safetensors: {there} is not finite.*restore it"):
             use(runs.read(copied))
 

@@ -114,7 +114,7 @@ def test_so_do_methods_with_a_state_of_their_own(method, tiny_run, sabotage, mon
     resumed = trainer.train(recipe, tmp_path / "out", "cpu")
     assert bits(resumed) == bits(whole)
     assert torch.equal(resumed.readout.gate, whole.readout.gate)
-    net = inference.network(resumed)  # with the method's part
+    net = resumed.network()  # with the method's part
     assert net.state_dict().keys() == resumed.weights.keys()
     features = inference.read_images(resumed).features
     assert torch.allclose(features, resumed.readout.features, atol=1e-4 * features.max())
@@ -134,7 +134,7 @@ def test_a_holdout_is_the_end_of_the_training_images_and_the_test_images_stay_un
 def test_the_fitted_matrix_gives_each_filter_to_the_class_whose_training_images_excite_it_most(tiny_run, tiny):
     found = tiny_run()
     G = inference.fitted_matrix(found)
-    net = inference.network(found).eval()
+    net = found.network().eval()
     with torch.no_grad():
         a = net.pooled(data.to_float(tiny.train.images))
     means = torch.stack([a[tiny.train.labels == c].mean(0) for c in range(10)])

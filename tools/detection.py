@@ -16,7 +16,6 @@ from csglib import data
 from csglib.analysis import attacks
 from csglib.data import of as load
 from csglib.runs import Run
-from csglib.runs.inference import network
 
 IMAGES = int(sys.argv[1]) if len(sys.argv) > 1 else 2600
 SIZES = (500, 1000, 2000)
@@ -33,7 +32,7 @@ def strangers(labels: torch.Tensor) -> torch.Tensor:
 
 
 def measure(run: Run) -> dict:
-    net = network(run).eval()
+    net = run.network().eval()
     test = load(run.recipe).test
     images, labels = data.to_float(test.images[:IMAGES]).contiguous(), test.labels[:IMAGES]
     with torch.no_grad():

@@ -21,7 +21,6 @@ from csglib.analysis import localize
 from csglib.data import objects
 from csglib.data.objects import Objects
 from csglib.runs import Run
-from csglib.runs.inference import network
 
 WIDE = "voc_animals"  # under CSGLIB_DATA; voc2012 has the same photographs and more
 FITTED = 600  # training objects: the first, of photographs in random order
@@ -60,7 +59,7 @@ def heat_of(net: networks.Split, maps: torch.Tensor, found: Objects) -> torch.Te
 
 
 def measure(run: Run) -> dict:
-    net = network(run).eval()
+    net = run.network().eval()
     return {
         "tight": tight(net, paths.folder() / run.recipe.dataset.removeprefix("voc:")),
         "wide": wide(net, paths.folder() / WIDE),

@@ -15,7 +15,7 @@ from csglib.methods import controls, csg, icnn, picnn, standard
 from csglib.methods.csg import ClassGate
 from csglib.methods.icnn import TemplateMask
 from csglib.methods.picnn import SampledGate
-from csglib.networks.split import Split
+from csglib.networks.hooked import Network
 from csglib.recipe import Recipe
 
 Gate = ClassGate | SampledGate | TemplateMask  # each has a `matrix`, C x K
@@ -26,9 +26,9 @@ class Method:
     """What one training step computes, part by part; images (B, 3, H, W) in [0, 1], labels (B), logits (B, C)."""
 
     options: tuple[str, ...]  # the recipe's fields that this method reads beside those that all methods read
-    gate: Callable[[Recipe, Split], Gate | None]  # made for this network, which it may change
+    gate: Callable[[Recipe, Network], Gate | None]  # made for this network, which it may change
     path: Callable[[Recipe, int], str]  # recipe, epoch -> the path that this epoch trains
-    loss: Callable[[Recipe, int | Tensor, Split, Gate | None, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> loss, logits
+    loss: Callable[[Recipe, int | Tensor, Network, Gate | None, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> loss, logits
     optimiser: Callable[..., torch.optim.Optimizer] | None = None  # recipe, gate, on_gpu -> the gate's; none: no step moves it
     after_step: Callable[[Recipe, Gate], None] | None = None  # after each step of that optimiser
     by_epoch: bool = False  # whether the loss computes with the epoch, a tensor on the device where steps are captured

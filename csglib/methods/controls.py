@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from csglib.methods.csg import ClassGate, alternate, density_bound, hinge
-from csglib.methods.standard import cross_entropy
+from csglib.methods.standard import Losses, cross_entropy
 from csglib.networks.split import Split
 from csglib.recipe import Recipe
 
@@ -25,7 +25,9 @@ def always_joint(recipe: Recipe, epoch: int) -> str:
     return "joint"
 
 
-def joint_loss(recipe, epoch, net, gate, images, labels):
+def joint_loss(
+    recipe: Recipe, epoch: int, net: Split, gate: ClassGate, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]
+) -> Losses:
     """CE(y, y~) + CE(y, y~^G) + lambda2 ReLU(||G||_1 - g): the paper's objective, with lambda1 = 1, in every step."""
     a = net.pooled(images)
     logits, gated = net.head(a), net.head(gate(a, labels))
@@ -44,7 +46,9 @@ def equal_shares(net: Split) -> Float[Tensor, "C K"]:
     return F.one_hot(torch.arange(net.num_filters) % net.num_classes, net.num_classes).T.float()
 
 
-def fixed_loss(recipe, epoch, net, gate, images, labels):
+def fixed_loss(
+    recipe: Recipe, epoch: int, net: Split, gate: ClassGate, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]
+) -> Losses:
     """CSG's without the penalty.  Shuffled, each image takes the row of the one before it: masks without meaning."""
     if alternate(recipe, epoch) == "standard":
         return cross_entropy(recipe, epoch, net, gate, images, labels)

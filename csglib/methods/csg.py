@@ -11,14 +11,16 @@ so that every filter serves at least one class fully, and K <= ||G||_1 <= CK.
 from which its membership in the cluster of a class is drawn anew for each image.
 """
 
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from csglib.errors import Problem
-from csglib.methods.standard import cross_entropy
-from csglib.networks.split import Split
+from csglib.methods.standard import Losses, cross_entropy
+from csglib.networks.hooked import Network, hooked
 from csglib.recipe import Recipe
 
 
@@ -41,6 +43,10 @@ class ClassGate(nn.Module):
         """
         g = F.embedding(labels, self.matrix)  # (N, K); its gradient is summed in a fixed order, that of indexing is not
         return a * g.to(a.dtype).reshape(g.shape + (1,) * (a.ndim - 2))
+
+    def on(self, layer: nn.Module, labels: Int[Tensor, " N"]) -> AbstractContextManager[None]:
+        """Within `with gate.on(model.layer4, labels):` the layer's output is gated, and the network stays as it is."""
+        return hooked(layer, lambda a: self(a, labels), self.matrix.shape[1])
 
     def penalty(self, bound: float) -> Float[Tensor, ""]:
         """The hinge ReLU(||G||_1 - bound): no force once the sum of all entries is below the bound g."""
@@ -96,7 +102,7 @@ def density_bound(fraction: float, num_classes: int, num_filters: int) -> float:
     return fraction * num_classes * num_filters
 
 
-def class_gate(recipe: Recipe, net: Split) -> ClassGate:
+def class_gate(recipe: Recipe, net: Network) -> ClassGate:
     density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters)  # refuses a bound below 1/C
     if all(alternate(recipe, epoch) == "standard" for epoch in range(recipe.epochs)):
         raise Problem(
@@ -114,15 +120,17 @@ def alternate(recipe: Recipe, epoch: int) -> str:
     return "gated" if recipe.cycle[after % len(recipe.cycle)] == "g" else "standard"
 
 
-def csg_loss(recipe, epoch, net, gate, images, labels):
+def csg_loss(
+    recipe: Recipe, epoch: int, net: Network, gate: ClassGate, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]
+) -> Losses:
     """CE(y, y~) in standard epochs; CE(y, y~^G) + lambda2 ReLU(||G||_1 - g) in gated ones: never their sum."""
     if alternate(recipe, epoch) == "standard":
         return cross_entropy(recipe, epoch, net, gate, images, labels)
-    logits = net.head(gate(net.pooled(images), labels))  # gating the maps and then pooling gives the same
+    logits = net.gated(images, gate, labels)
     return F.cross_entropy(logits, labels) + hinge(recipe, net, gate), logits
 
 
-def hinge(recipe: Recipe, net: Split, gate: ClassGate) -> Tensor:
+def hinge(recipe: Recipe, net: Network, gate: ClassGate) -> Tensor:
     return recipe.gate_penalty * gate.penalty(density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters))
 
 
@@ -131,4 +139,7 @@ def gate_sgd(recipe: Recipe, gate: ClassGate, on_gpu: bool = False) -> torch.opt
 
 
 def after_step(recipe: Recipe, gate: ClassGate) -> None:
-    gate.project() if recipe.gate_projection == "max" else gate.clip()
+    if recipe.gate_projection == "max":
+        gate.project()
+    else:
+        gate.clip()

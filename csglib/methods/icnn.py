@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from csglib.errors import Problem
+from csglib.methods.standard import Losses
 from csglib.networks.split import Split
 from csglib.recipe import Recipe
 
@@ -157,7 +158,14 @@ def template_mask(recipe: Recipe, net: Split) -> TemplateMask:
     return net.mask
 
 
-def icnn_loss(recipe, epoch, net, gate, images, labels):
+def icnn_loss(
+    recipe: Recipe,
+    epoch: int | Tensor,
+    net: Split,
+    gate: TemplateMask,
+    images: Float[Tensor, "B 3 H W"],
+    labels: Int[Tensor, " B"],
+) -> Losses:
     """CE(y, y~) on the masked maps, plus the filter loss on the maps before the mask, with a weight that falls as 1/epoch."""
     x = net.maps(images)
     logits = net.head(gate(x).mean((2, 3)))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from csglib.methods.controls import equal_shares
+from csglib.methods.standard import Losses
 from csglib.networks.split import Split
 from csglib.recipe import Recipe
 
@@ -65,7 +66,9 @@ def sampled_gate(recipe: Recipe, net: Split) -> SampledGate:
     return gate
 
 
-def picnn_loss(recipe, epoch, net, gate, images, labels):
+def picnn_loss(
+    recipe: Recipe, epoch: int, net: Split, gate: SampledGate, images: Float[Tensor, "B 3 H W"], labels: Int[Tensor, " B"]
+) -> Losses:
     """CE(y, y~) + lambda mean of CE(y, y~^m) over the images whose drawn class is their label; 0 if there is none."""
     a = net.pooled(images)
     logits = net.head(a)

@@ -1,20 +1,31 @@
 """Standard training: what every method is compared with."""
 
 import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from csglib.networks.split import Split
+from csglib.networks.hooked import Network
 from csglib.recipe import Recipe
 
+Losses = tuple[Float[Tensor, ""], Float[Tensor, "B C"]]  # of a batch: the loss, and the logits of the path that was trained
 
-def no_gate(recipe: Recipe, net: Split) -> None:
+
+def no_gate(recipe: Recipe, net: Network) -> None:
     return None
 
 
-def always_standard(recipe: Recipe, epoch: int) -> str:
+def always_standard(recipe: Recipe, epoch: int | Tensor) -> str:
     return "standard"
 
 
-def cross_entropy(recipe, epoch, net, gate, images, labels):
+def cross_entropy(
+    recipe: Recipe,
+    epoch: int,
+    net: Network,
+    gate: nn.Module | None,
+    images: Float[Tensor, "B 3 H W"],
+    labels: Int[Tensor, " B"],
+) -> Losses:
     """CE(y, y~) on the ungated path."""
     logits = net(images)
     return F.cross_entropy(logits, labels), logits

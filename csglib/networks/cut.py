@@ -22,7 +22,8 @@ def gated(network: nn.Module, layer: str, num_classes: int | None = None, mean=I
     a warning names it.  Its output is (N, K, H, W), or (N, H, W, K) as in a Swin transformer, told apart by which sizes follow
     the image's; or (N, P + HW, K), tokens of a vision transformer, whose first P, of class and registers, are left out.  With
     `num_classes` the head is new; without, it is the network's own, which must be linear on the spatial mean of that layer.
-    mean and std normalise images in [0, 1].  The network itself stays as it is.  Raises Problem for what is no such network.
+    mean and std normalise images in [0, 1]; None leaves that to the loader.  The network itself stays as it is.  Raises Problem
+    for what is no such network.
     """
     check_network(network)
     if num_classes is not None and num_classes < 2:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from csglib import files
@@ -26,6 +26,8 @@ class Split(nn.Module):
         super().__init__()
         self.features, self.head = features, head
         self.mask = nn.Identity()  # ICNN's spatial mask takes this place
+        self.normalises = mean is not None  # else the loader does
+        mean, std = ((0.0,) * 3, (1.0,) * 3) if mean is None else (mean, std)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -54,6 +56,10 @@ class Split(nn.Module):
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
         return self.head(self.pooled(images))
+
+    def gated(self, images: Float[Tensor, "N 3 H W"], gate: nn.Module, labels: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """Logits of the gated path: each image's features times its label's row; gating the maps first gives the same."""
+        return self.head(gate(self.pooled(images), labels))
 
 
 @contextmanager

@@ -13,11 +13,15 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
+from csglib import networks
 from csglib.errors import Problem
-from csglib.files import check_size, parse_json, read_json, read_tensors, read_text, sync, write
+from csglib.files import check_size, parse_json, read_json, read_tensors, read_text, short, sync, write
+from csglib.methods import method
+from csglib.networks.split import Split
 from csglib.paths import PUBLISHED, digest
 from csglib.readout import Readout
 from csglib.recipe import FORMS, Recipe
@@ -52,6 +56,23 @@ class Run:
             if not torch.equal(stored[name], self.weights.get(f"head.{name}", torch.empty(0))):
                 raise Problem(f"{path} is not of the weights in {self.path / 'model.safetensors'}: {AGAIN}")
         return unpack(stored)
+
+    @property
+    def gate(self) -> Float[Tensor, "C K"] | None:
+        """Classes by filters; None for methods without."""
+        return self.readout.gate
+
+    def network(self) -> Split:
+        """The trained network."""
+        net = networks.build(self.recipe.net, len(self.readout.bias), self.recipe.weights)
+        method(self.recipe).gate(self.recipe, net)  # a method may change the network
+        start = net.state_dict() if self.recipe.weights == "imagenet" else {}  # what did not change is not stored
+        try:
+            net.load_state_dict(start | self.weights)
+        except RuntimeError as error:
+            told = short(str(error))
+            raise Problem(f"{self.path / 'model.safetensors'} is not of {self.recipe.net} ({told}): {AGAIN}") from None
+        return net.to(memory_format=torch.channels_last)
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:

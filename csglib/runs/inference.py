@@ -6,27 +6,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from csglib import data, files, networks, runs
+from csglib import data, networks
 from csglib.analysis.metrics import class_means, cluster
 from csglib.data.images import Images
 from csglib.errors import Problem
-from csglib.methods import Gate, method
+from csglib.methods import Gate
 from csglib.precision import autocast
 from csglib.readout import Readout
 from csglib.runs import Run
-
-
-def network(run: Run) -> networks.Split:
-    """A run's trained network."""
-    net = networks.build(run.recipe.net, len(run.readout.bias), run.recipe.weights)
-    method(run.recipe).gate(run.recipe, net)  # a method may change the network
-    start = net.state_dict() if run.recipe.weights == "imagenet" else {}  # what did not change is not stored
-    try:
-        net.load_state_dict(start | run.weights)
-    except RuntimeError as error:
-        told = files.short(str(error))
-        raise Problem(f"{run.path / 'model.safetensors'} is not of {run.recipe.net} ({told}): {runs.AGAIN}") from None
-    return net.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -57,7 +44,7 @@ def read_images(run: Run) -> Readout:
         raise Problem(
             f"{run.path} was trained on other pictures than {run.recipe.dataset} has now: restore them, or train again"
         )
-    readout = read_out(network(run), None, dataset.test)
+    readout = read_out(run.network(), None, dataset.test)
     return dataclasses.replace(readout, gate=run.readout.gate, gates=run.readout.gates)
 
 
@@ -70,11 +57,11 @@ def sample(run: Run) -> UInt8[Tensor, "N 3 H W"]:
 def sample_maps(run: Run) -> Float[Tensor, "N K h w"]:
     """A network's last maps on those images, before ICNN's mask."""
     images = data.to_float(sample(run))
-    net = network(run).eval()
+    net = run.network().eval()
     return torch.cat([net.maps(batch) for batch in images.split(500)])
 
 
 def fitted_matrix(run: Run, n: int = 2000) -> Float[Tensor, "C K"]:
     """A class matrix for a network trained without one: each filter to the class that excites it most, in training images."""
     images = data.at_hand(run.recipe).train.take(slice(n))
-    return cluster(class_means(read_out(network(run), None, images)))
+    return cluster(class_means(read_out(run.network(), None, images)))

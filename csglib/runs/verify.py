@@ -1,7 +1,6 @@
 """Does a run say of itself what its files give?  Digests tell of accidents; this recomputes, so that a number made up,
 with its digest, is found too."""
 
-
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -98,7 +97,7 @@ def check_readout(run: Run, images: Images, place: Int[Tensor, " n"]) -> None:
     path, stored = run.path / "readout.safetensors", run.readout
     if int(place.max()) >= len(stored.labels) or not torch.equal(stored.labels[place], images.labels):
         raise Problem(f"{path} has other labels than the images of {run.recipe.dataset}: {AGAIN}")
-    fresh = inference.read_out(inference.network(run), None, images).features
+    fresh = inference.read_out(run.network(), None, images).features
     span = (stored.features.amax(0) - stored.features.amin(0)).max()
     if fresh.shape[1] != stored.features.shape[1] or not (fresh - stored.features[place]).abs().max() <= TOLERANCE * span:
         raise Problem(f"{path} is not what the weights in model.safetensors give on {len(place):,} of its images: {AGAIN}")

@@ -13,13 +13,13 @@ import time
 from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from csglib import data
 from csglib.data.images import Images
-from csglib.errors import Problem
-from csglib.errors import printable as plain
+from csglib.errors import Problem, printable
 from csglib.methods import Gate, Method
+from csglib.methods.step import Step
 from csglib.networks.split import Split
 from csglib.precision import autocast, exact
 from csglib.recipe import Recipe
@@ -49,7 +49,8 @@ class Loop:
         learns = gate is not None and any(p.requires_grad for p in gate.parameters())
         unused = learns and any(m.path(recipe, epoch) == "standard" for epoch in range(recipe.epochs))
         with self.on_stream():  # DistributedDataParallel sums gradients on the stream on which it is made
-            self.loss = distributed.wrapped(Loss(recipe, m, net, gate), unused)
+            self.method = Step(recipe, m, net, gate, *optimisers[1:] or [None])
+            self.loss = distributed.wrapped(self.method, unused)
         self.scaler = scaler or loss_scaler(recipe, device)
         if self.scaler.is_enabled():
             make_momentum(optimisers)
@@ -104,7 +105,7 @@ class Loop:
         for step, (x, y) in enumerate(data.batches(self.images, B, generator, distributed.part(B))):
             for group in self.optimisers[0].param_groups:
                 group["lr"] = learning_rate(recipe, (epoch + step / self.steps) / recipe.epochs)
-            self.step(epoch, path, x, y)
+            self.step(epoch, x, y)
             if self.device.type == "cpu" and step % 20 == 0 and distributed.world() == 1:  # a GPU would have to stop for it
                 shown = {"epoch": f"{epoch + 1}/{recipe.epochs} {path}", "loss": f"{self.loss_sum / (step + 1):.3f}"}
                 shown["accuracy"] = f"{self.correct / ((step + 1) * B):.3f}"
@@ -124,7 +125,7 @@ class Loop:
         self.epoch.fill_(epoch)
 
         def step() -> None:
-            self.step(self.epoch if self.m.by_epoch else epoch, path, *self.batch())
+            self.step(self.epoch if self.m.by_epoch else epoch, *self.batch())
 
         done = 0
         if path not in self.graphs:
@@ -139,7 +140,7 @@ class Loop:
                 full = isinstance(error, torch.OutOfMemoryError)
                 remedy = "choose a smaller --batch-size, train fewer at once" if full else "run `csglib doctor --gpu`"
                 line = (str(error).splitlines() or [type(error).__name__])[0]
-                told = f"a step of {recipe.name} cannot be captured ({plain(line)})"
+                told = f"a step of {recipe.name} cannot be captured ({printable(line)})"
                 raise CaptureFailed(f"{told}: {remedy}, or leave --loop out") from None
         for _ in range(self.steps - done):
             self.graphs[path]()
@@ -156,21 +157,15 @@ class Loop:
             self.images.labels[index]
         )
 
-    def step(self, epoch: int | Tensor, path: str, x: Tensor, y: Tensor) -> None:
-        weights, *gates = self.optimisers
+    def step(self, epoch: int | Tensor, x: Tensor, y: Tensor) -> None:
+        weights = self.optimisers[0]
         scale = self.scaler.scale(self.one)
         with autocast(self.device, self.recipe.precision):
-            loss, logits = self.loss(epoch, data.to_float(x), y)
+            loss, logits = self.loss(data.to_float(x), y, epoch)
         self.scaler.scale(loss).backward()
         self.scaler.step(weights)
         weights.zero_grad()
-        if path != "standard":  # the gate's optimiser and projection stay out of standard epochs
-            for optimiser in gates:
-                self.scaler.step(optimiser)
-            if self.m.after_step is not None:
-                self.m.after_step(self.recipe, self.gate)
-        for optimiser in gates:
-            optimiser.zero_grad()
+        self.method.step(self.scaler)
         self.scaler.update()
         self.skipped += self.scaler.scale(self.one) < scale  # it falls where gradients overflowed
         self.loss_sum += loss.detach()
@@ -192,17 +187,6 @@ class Loop:
         } | skipped
 
 
-class Loss(nn.Module):
-    """A method's loss as a module of the network and its gate, so that DistributedDataParallel can wrap it."""
-
-    def __init__(self, recipe: Recipe, m: Method, net: Split, gate: Gate | None):
-        super().__init__()
-        self.recipe, self.m, self.net, self.gate = recipe, m, net, gate
-
-    def forward(self, epoch: int | Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.m.loss(self.recipe, epoch, self.net, self.gate, images, labels)
-
-
 @contextmanager
 def compiled(net: Split, maps):
     """Within this block the network's maps are the compiled ones, if there are any.
@@ -219,7 +203,7 @@ def compiled(net: Split, maps):
         with config.patch(cache_size_limit=sys.maxsize, accumulated_cache_size_limit=sys.maxsize):
             yield
     except exc.TorchDynamoException as error:
-        told = plain(" ".join(str(error).partition("\n\n")[0].split()))
+        told = printable(" ".join(str(error).partition("\n\n")[0].split()))
         raise Problem(f"torch cannot compile this network here ({told}): leave --loop out") from None
     finally:
         del net.__dict__["maps"]
