@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from csgbook import leak
 from csglib import Problem, attacks, measured, metrics, nets, schedules, verdicts
 from csglib.papers import CLAIMS, UNCONFIRMED, Claim
 from csglib.runs import Recipe, Run
@@ -92,6 +93,9 @@ STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "hoyer": lambda run: metrics.hoyer(run.readout.features),
     "reach": lambda run: metrics.reach(sample_maps(run)).nanmean().item(),
     "acc3": lambda run: metrics.clusters(run.readout, class_matrix(run))[1],
+    "followed": lambda run: leak.measure(run.readout, class_matrix(run)).followed,
+    "by_own_row": lambda run: leak.measure(run.readout, class_matrix(run)).by_logit,
+    "gated_change": leak.gated_change,
     "cam_iou": partial(located, "cam", "iou", "tight"),
     "activation_iou": partial(located, "activation", "iou", "tight"),
     "firing_iou": partial(located, "firing", "iou", "tight"),

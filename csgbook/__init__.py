@@ -1,0 +1,1 @@
+"""What the book adds to csglib: its questions, tables and figures."""
