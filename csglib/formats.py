@@ -161,6 +161,23 @@ FIRST = record(  # a claim, as it was judged first
 MEASURED["first-verdicts"] = sealed(
     {"until": COMMIT, "claims": {"type": "array", "items": FIRST}} | {"commit": COMMIT, "dirty": DIRTY}
 )
+ROWS = only("ungated", "label", "predicted", "wrong", "followed", "by_logit", "by_probability", "without_image")
+PASSED = record(  # an epoch
+    {"epoch": {"type": "integer", "minimum": 0}, "path": {"enum": ["standard", "gated"]}}
+    | dict.fromkeys(("train_accuracy", "test_accuracy", "test_accuracy_gated"), PART),
+    optional=("test_accuracy_gated",),
+    rest=False,
+)
+RELABELLED = record(  # a training of tools/label_leak.py
+    {"labels": {"enum": ["random", "true"]}, "recipe": RECIPE, "seed": {"type": "integer"}, "rows": ROWS, "images": WHOLE}
+    | {"data_digest": SHA256, "model": SHA256, "mis": COUNT, "mis_null": COUNT}
+    | {"history": {"type": "array", "items": PASSED, "minItems": 1}},
+    rest=False,
+)
+MEASURED["label-leak"] = sealed(
+    {"classes": WHOLE, "trainings": {"type": "array", "items": RELABELLED}, "seconds": COUNT}
+    | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
+)
 
 READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
     "features": (torch.uint16, "NK"),  # or float32, without the two that follow
