@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from csglib import verdicts
+from csglib import measured, verdicts
 from csglib.methods import alternate
 from csglib.runs import Readout, Run
+from csglib.train import fitted_matrix
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,23 @@ def measure(readout: Readout, matrix: Float[Tensor, "C K"]) -> Rows:
     )
 
 
+FITTED: dict[str, Tensor] = {}  # by the digest of a run's weights, since each takes seconds
+
+
+def matrix_of(run: Run) -> Float[Tensor, "C K"]:
+    """The run's gate; of a network without one, each filter goes to the class whose training images excite it most."""
+    if run.readout.gate is not None:
+        return run.readout.gate
+    weights = measured.weights(run)
+    if weights not in FITTED:
+        FITTED[weights] = fitted_matrix(run)
+    return FITTED[weights]
+
+
+def of(run: Run) -> Rows:
+    return measure(run.readout, matrix_of(run))
+
+
 def share(right: Bool[Tensor, " *n"]) -> float:
     """NaN of nothing."""
     return right.double().mean().item()
@@ -87,16 +105,18 @@ class Step:
     epoch: int  # counted from 1
     before: float
     after: float
+    then: float  # after the epoch that follows
 
 
 def gated_steps(run: Run) -> list[Step]:
     """Of every gated place of the recipe's cycle that follows a standard epoch; standard training has the same places.
 
-    Epochs that were skipped have no accuracy and are left out.
+    Epochs that were skipped have no accuracy; places without all three accuracies are left out.
     """
     seen, places = [row.get("test_accuracy") for row in run.history], range(1, run.recipe.epochs)
+    seen += [None]  # after the last
     taken = [e for e in places if alternate(run.recipe, e) == "gated" and alternate(run.recipe, e - 1) == "standard"]
-    return [Step(e + 1, seen[e - 1], seen[e]) for e in taken if None not in (seen[e - 1], seen[e])]
+    return [Step(e + 1, *seen[e - 1 : e + 2]) for e in taken if None not in seen[e - 1 : e + 2]]
 
 
 def gated_change(run: Run) -> float:
@@ -184,6 +204,7 @@ def settle(question: Question, values: Iterable[float], chance: float) -> Answer
     elif len(values) < verdicts.SEEDS:
         word = f"open: {'one seed' if len(values) == 1 else 'two seeds'}"
     else:
-        way = int(verdicts.direction(verdicts.of_mean(np.array(values)), chance))
+        above = np.round(np.array(values) - chance, 12)  # a sum of shares may differ from chance in its last digit
+        way = int(verdicts.direction(verdicts.of_mean(above)))
         word = {1: "yes", 0: "open", -1: "no"}[way]
     return Answer(question, values, chance, interval, word)

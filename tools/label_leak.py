@@ -22,7 +22,6 @@ from csglib import data, measured, metrics, provenance, train
 from csglib.data import Dataset
 from csglib.runs import Recipe, Run
 
-SEEDS = range(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
 LABELS = ("random", "true")
 METHODS = ("csg", "standard")
 NET, EPOCHS, PRECISION = "resnet8", 30, "float32"  # a minute a training on one core, native everywhere
@@ -66,10 +65,11 @@ def entry(labels: str, run: Run) -> dict:
 if __name__ == "__main__":
     began, found = time.perf_counter(), []
     here = provenance.here(torch.device("cpu"))  # taken at the start: the files may change while this runs
-    for seed in SEEDS:
+    seeds = range(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    for seed in seeds:
         data.DATASETS[f"cifar10-mini-random-{seed}"] = partial(relabelled, seed)
     with tempfile.TemporaryDirectory() as folder:
-        for seed in SEEDS:
+        for seed in seeds:
             for labels in LABELS:
                 for method in METHODS:
                     r = recipe(labels, method, seed)
