@@ -17,6 +17,11 @@ from csglib.runs import Run
 from csglib.tables import commit
 
 Runs = dict[str, list[Run]]
+HEADS = {  # of the short answer, by how often at least the gated path names a wrong row's class
+    0.9: "**Yes: the gated path answers with the class whose row it is given, whatever the image shows.**",
+    0.5: "**In part: the gated path names the class whose row it is given more often than not.**",
+    0.0: "**Not in these runs: the gated path seldom names the class whose row it is given.**",
+}
 SHOWN = {  # what each field of Rows is called
     "ungated": "no gate",
     "label": "label's row",
@@ -120,7 +125,6 @@ def summary(runs: Runs) -> Markdown:
     if not found["csg"] or not found["std"]:
         return Markdown("Not answered here: the runs that would tell are missing.")
     csg, std = ({name: float(np.mean(values(found[kind], name))) for name in SHOWN} for kind in ("csg", "std"))
-    head = "**Yes: the gated path answers with the class whose row it is given, whatever the image shows.**"
     text = (
         f"Given the row of the image's own class, as in training, CSG's gated path classifies {csg['label']:.1%} of the test "
         f"images. Given the row of a wrong class, it names that wrong class in {csg['followed']:.1%} of cases and the right "
@@ -137,9 +141,10 @@ def summary(runs: Runs) -> Markdown:
         f"Without a label, by the class that scores most under its own row, the same filters classify {csg['by_logit']:.1%} of "
         f"the test images correctly, and without any gate {csg['ungated']:.1%}."
     )
-    leaks, sees = csg["followed"] > 0.5, csg["by_logit"] > 0.5
-    head = head if leaks else "**Not in these runs: the gated path seldom names the class whose row it is given.**"
-    but = "**But the network is not blind.**" if sees else "**What the network sees by itself is little here.**"
+    head = next(words for least, words in HEADS.items() if csg["followed"] >= least)
+    but = (
+        "**But the network is not blind.**" if csg["by_logit"] > 0.5 else "**What the network sees by itself is little here.**"
+    )
     return Markdown(f"{head} {text}\n\n{but} {seen}")
 
 
@@ -171,7 +176,8 @@ def random_labels() -> Figure:
         for method, field, color, dash, label in curves:
             seeds = [t["history"] for t in trainings() if (t["labels"], t["recipe"]["method"]) == (labels, method)]
             if seeds:
-                draw_band(ax, np.array([[row[field] for row in history] for history in seeds]), color, dash, label)
+                shown = zip(*seeds, strict=False)  # of all seeds: by epoch
+                draw_band(ax, np.array([[row.get(field, np.nan) for row in rows] for rows in shown]).T, color, dash, label)
         if trainings():
             ax.axhline(1 / measured.read("label-leak")["classes"], color=GREY, ls=":", lw=1)
         ax.set(title=title, xlabel="epoch", ylim=(0, 1.03))

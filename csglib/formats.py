@@ -168,14 +168,18 @@ PASSED = record(  # an epoch
     optional=("test_accuracy_gated",),
     rest=False,
 )
+TAUGHT = record(
+    {"method": {"enum": ["csg", "standard"]}, "dataset": PLAIN, "net": PLAIN, "precision": PLAIN},
+    rest=RECIPE["additionalProperties"],
+)
 RELABELLED = record(  # a training of tools/label_leak.py
-    {"labels": {"enum": ["random", "true"]}, "recipe": RECIPE, "seed": {"type": "integer"}, "rows": ROWS, "images": WHOLE}
+    {"labels": {"enum": ["random", "true"]}, "recipe": TAUGHT, "seed": {"type": "integer"}, "rows": ROWS, "images": WHOLE}
     | {"data_digest": SHA256, "model": SHA256, "mis": COUNT, "mis_null": COUNT}
     | {"history": {"type": "array", "items": PASSED, "minItems": 1}},
     rest=False,
 )
 MEASURED["label-leak"] = sealed(
-    {"classes": WHOLE, "trainings": {"type": "array", "items": RELABELLED}, "seconds": COUNT}
+    {"classes": WHOLE, "trainings": {"type": "array", "items": RELABELLED, "minItems": 1}, "seconds": COUNT}
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
 

@@ -199,6 +199,10 @@ def show(kind: str, values: dict) -> None:
         applications.trials()
     elif kind == "first-verdicts":
         simulate.changed()
+    elif kind == "label-leak":
+        from csgbook import leak_figures
+
+        leak_figures.questions({}), leak_figures.random_table(), leak_figures.random_labels(), leak_figures.random_note()
     else:
         for page in (applications.detection, applications.turned, applications.localisation, applications.filters_of_classes):
             page(runs_)
