@@ -33,7 +33,7 @@ SHOWN = {  # what each field of Rows is called
     "without_image": "no image: names the row's class",
 }
 DRAWN = ("label", "predicted", "wrong", "followed", "without_image", "by_logit", "ungated")  # from top to bottom
-MASKED = {"csg": "CSG", "meaningless": "CSG, gate shuffled", "std": "standard network, masked"}
+MASKED = {"csg": "CSG", "meaningless": "CSG, gate shuffled", "std": "standard, masked"}
 MARKS = {"csg": (ORANGE, "o"), "meaningless": (GREY, "x"), "std": (BLUE, "s")}
 GROUPS = {"random": "random labels", "true": "true labels"}
 
@@ -81,7 +81,7 @@ def chance_of(runs: Runs) -> float:
 def rows(runs: Runs) -> Figure:
     """How often the gated path is right under each row, one mark a seed, and how often it names a wrong row's class."""
     found = masked(runs)
-    fig, ax = plt.subplots(figsize=(5.2, 3.3), layout="constrained")
+    fig, ax = plt.subplots(figsize=(4.8, 3.3), layout="constrained")
     for (kind, group), shift in zip(found.items(), (-0.22, 0.22, 0), strict=True):
         color, marker = MARKS[kind]
         for i, name in enumerate(DRAWN):
@@ -166,7 +166,7 @@ def relabelled() -> dict[tuple[str, str], list[Rows]]:
 @styled
 def random_labels() -> Figure:
     """Accuracy on held-out images, epoch by epoch: mean over seeds, and in the band all of them."""
-    fig, axes = plt.subplots(1, 2, figsize=(5.6, 2.7), sharey=True, layout="constrained")
+    fig, axes = plt.subplots(2, 1, figsize=(4.4, 4.4), sharex=True, layout="constrained")
     curves = (
         ("csg", "test_accuracy_gated", ORANGE, "-", "CSG, gated path, row of the label"),
         ("csg", "test_accuracy", BLUE, "-", "CSG, ungated path"),
@@ -180,12 +180,13 @@ def random_labels() -> Figure:
                 draw_band(ax, np.array([[row.get(field, np.nan) for row in rows] for rows in shown]).T, color, dash, label)
         if trainings():
             ax.axhline(1 / measured.read("label-leak")["classes"], color=GREY, ls=":", lw=1)
-        ax.set(title=title, xlabel="epoch", ylim=(0, 1.03))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set_ylabel("accuracy, held-out images")
+        ax.set_title(title, loc="left")
+        ax.set(ylabel="held-out accuracy", ylim=(0, 1.03))
+    axes[1].set_xlabel("epoch")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, names = axes[0].get_legend_handles_labels()
     if handles:
-        fig.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8)
+        fig.legend(handles, names, loc="outside upper center")
     return fig
 
 
@@ -218,7 +219,7 @@ def random_note() -> Markdown:
     return Markdown(
         f"{len(kept['trainings'])} trainings of a {first['recipe']['net']}, {len(first['history'])} epochs each in "
         f"{first['recipe']['precision']}, {first['images']:,} held-out images, together {kept['seconds'] / 60:.0f} minutes on "
-        f"{kept['hardware']['processor']}, {kept['hardware']['threads']} thread(s), by "
+        f"{kept['hardware']['processor']}, {kept['hardware']['threads']} thread{'s' * (kept['hardware']['threads'] > 1)}, by "
         f"`{measured.TOOLS['label-leak']}` at commit {commit(kept)}."
     )
 
@@ -246,7 +247,7 @@ def specific(runs: Runs) -> Markdown:
 @styled
 def before_and_after(runs: Runs) -> Figure:
     """Above, test accuracy after each epoch; below, its change over each gated epoch.  Means over seeds, bands of all seeds."""
-    fig, (top, low) = plt.subplots(2, 1, figsize=(5.2, 4.2), sharex=True, height_ratios=(3, 2), layout="constrained")
+    fig, (top, low) = plt.subplots(2, 1, figsize=(4.4, 4.2), sharex=True, height_ratios=(3, 2), layout="constrained")
     for name, color, dash, label in (("std", GREY, "--", "standard training"), ("csg", BLUE, "-", "CSG")):
         if group := runs.get(name, []):
             accuracies = np.array([[row["test_accuracy"] for row in run.history] for run in group])
@@ -260,7 +261,7 @@ def before_and_after(runs: Runs) -> Figure:
         mean = np.mean([[row["test_accuracy"] for row in run.history] for run in group], 0)
         gated = [i for i, row in enumerate(group[0].history) if row["path"] == "gated"]
         top.plot(np.array(gated) + 1, mean[gated], "s", ms=5, color=ORANGE, label="CSG, after a gated epoch")
-        top.legend(loc="lower right", fontsize=8)
+        top.legend(loc="lower right")
     low.axhline(0, color=GREY, lw=0.8)
     top.set_ylabel("test accuracy,\nungated path")
     low.set(xlabel="epoch", ylabel="change over\na gated epoch")
