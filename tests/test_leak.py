@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csgbook import leak, leak_figures
+from csgbook import leak, leak_figures, leak_tables
 from csglib import claims, data, measured, papers
 from csglib.data import ROOT
 from csglib.runs import Readout, Recipe, Run
@@ -163,7 +163,7 @@ def test_a_question_is_answered_by_its_interval(values, word):
 
 def test_questions_ask_for_shares_that_exist():
     fields = {f.name for f in dataclasses.fields(leak.Rows)}
-    assert {q.statistic for q in leak.QUESTIONS} <= fields == set(leak_figures.SHOWN) >= set(leak_figures.DRAWN)
+    assert {q.statistic for q in leak.QUESTIONS} <= fields == set(leak_tables.SHOWN) >= set(leak_figures.DRAWN)
     assert {q.of for q in leak.QUESTIONS} == {"csg", "random"} and all(q.sentence.endswith(".") for q in leak.QUESTIONS)
 
 
@@ -186,8 +186,8 @@ def test_what_the_tool_keeps_follows_its_schema_and_is_read_back(run, tmp_path, 
     assert entry["rows"]["ungated"] == run.metrics["accuracy"] and len(entry["history"]) == run.recipe.epochs
     made = {"commit": None, "dirty": None, "hardware": {"processor": "a processor", "threads": 1, "gpu": None}, "seconds": 60}
     measured.write("label-leak", {"classes": 10, "trainings": [entry] * 3} | made)
-    assert leak_figures.relabelled() == {("true", "csg"): [leak.of(run)] * 3}
-    assert "true labels, CSG" in leak_figures.random_table().data and "3 trainings" in leak_figures.random_note().data
+    assert leak_tables.relabelled() == {("true", "csg"): [leak.of(run)] * 3}
+    assert "true labels, CSG" in leak_tables.random_table().data and "3 trainings" in leak_tables.random_note().data
 
 
 def test_what_is_published_was_trained_on_the_labels_that_it_names():
@@ -209,35 +209,35 @@ def test_what_is_published_was_trained_on_the_labels_that_it_names():
 def test_the_page_holds_with_runs_without_and_without_what_the_tool_measured(run, bare, tmp_path, monkeypatch):
     full = {"std": [bare], "matched": [], "csg": [run], "alternating": [], "warm-up": []}
     tables = (
-        leak_figures.summary,
-        leak_figures.rows_table,
-        leak_figures.specific,
-        leak_figures.schedule_table,
-        leak_figures.questions,
-        leak_figures.gates,
+        leak_tables.summary,
+        leak_tables.rows_table,
+        leak_tables.specific,
+        leak_tables.schedule_table,
+        leak_tables.questions,
+        leak_tables.gates,
     )
     for where in (measured.FOLDER, tmp_path):
         monkeypatch.setattr(measured, "FOLDER", where)
         for runs in (full, {name: [] for name in full}, {}):
             assert all("nan" not in table(runs).data for table in tables)
-        leak_figures.random_labels(), leak_figures.random_table(), leak_figures.random_note()
+        leak_figures.random_labels(), leak_tables.random_table(), leak_tables.random_note()
     for draw in (leak_figures.rows, leak_figures.before_and_after):
         assert draw(full).axes and draw({}).axes
-    assert "missing" in leak_figures.summary({}).data
+    assert "missing" in leak_tables.summary({}).data
 
 
 def test_the_short_answer_says_yes_only_where_the_gated_path_follows_its_row(run, bare):
     def told(gate: torch.Tensor) -> str:
         other = dataclasses.replace(run)
         object.__setattr__(other, "readout", dataclasses.replace(run.readout, gate=gate))
-        return leak_figures.summary({"csg": [other], "std": [bare]}).data
+        return leak_tables.summary({"csg": [other], "std": [bare]}).data
 
     assert told(torch.ones_like(run.readout.gate)).startswith("**Not in these runs")
     G = torch.eye(10).repeat(1, 7)[:, :64]
     planted = Readout(torch.ones_like(run.readout.features), run.readout.labels, G, torch.zeros(10), G)
     sighted = dataclasses.replace(run)
     object.__setattr__(sighted, "readout", planted)
-    text = leak_figures.summary({"csg": [sighted], "std": [bare]}).data
+    text = leak_tables.summary({"csg": [sighted], "std": [bare]}).data
     assert text.startswith("**Yes") and "What the network sees by itself is little here" in text
 
 

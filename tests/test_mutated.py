@@ -200,9 +200,9 @@ def show(kind: str, values: dict) -> None:
     elif kind == "first-verdicts":
         simulate.changed()
     elif kind == "label-leak":
-        from csgbook import leak_figures
+        from csgbook import leak_figures, leak_tables
 
-        leak_figures.questions({}), leak_figures.random_table(), leak_figures.random_labels(), leak_figures.random_note()
+        leak_tables.questions({}), leak_tables.random_table(), leak_figures.random_labels(), leak_tables.random_note()
     else:
         for page in (applications.detection, applications.turned, applications.localisation, applications.filters_of_classes):
             page(runs_)
