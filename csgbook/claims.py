@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from csgbook import measured, schedules, verdicts
+from csgbook import leak, measured, schedules, verdicts
 from csgbook.papers import CLAIMS, UNCONFIRMED, Claim
 from csglib import networks
 from csglib.analysis import attacks, metrics
@@ -96,6 +96,9 @@ STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "hoyer": lambda run: metrics.hoyer(run.readout.features),
     "reach": lambda run: metrics.reach(sample_maps(run)).nanmean().item(),
     "acc3": lambda run: metrics.clusters(run.readout, class_matrix(run))[1],
+    "followed": lambda run: leak.of(run).followed,
+    "by_own_row": lambda run: leak.of(run).by_logit,
+    "gated_change": leak.gated_change,
     "cam_iou": partial(located, "cam", "iou", "tight"),
     "activation_iou": partial(located, "activation", "iou", "tight"),
     "firing_iou": partial(located, "firing", "iou", "tight"),

@@ -23,6 +23,7 @@ FOLDER = ROOT / "data" / "measured"
 TOOLS = {
     "detection": "tools/detection.py",
     "localisation": "tools/localisation.py",
+    "label-leak": "tools/label_leak.py",
     "first-verdicts": "tools/first_verdicts.py",
     "animals-trials": "tools/trials.py FOLDER",
     "scaling": "tools/scaling.py measure",

@@ -89,3 +89,24 @@ FIRST = record(  # a claim, as it was judged first
 MEASURED["first-verdicts"] = sealed(
     {"until": COMMIT, "claims": {"type": "array", "items": FIRST}} | {"commit": COMMIT, "dirty": DIRTY}
 )
+ROWS = only("ungated", "label", "predicted", "wrong", "followed", "by_logit", "by_probability", "without_image")
+PASSED = record(  # an epoch
+    {"epoch": {"type": "integer", "minimum": 0}, "path": {"enum": ["standard", "gated"]}}
+    | dict.fromkeys(("train_accuracy", "test_accuracy", "test_accuracy_gated"), PART),
+    optional=("test_accuracy_gated",),
+    rest=False,
+)
+TAUGHT = record(
+    {"method": {"enum": ["csg", "standard"]}, "dataset": PLAIN, "net": PLAIN, "precision": PLAIN},
+    rest=RECIPE["additionalProperties"],
+)
+RELABELLED = record(  # a training of tools/label_leak.py
+    {"labels": {"enum": ["random", "true"]}, "recipe": TAUGHT, "seed": {"type": "integer"}, "rows": ROWS, "images": WHOLE}
+    | {"data_digest": SHA256, "model": SHA256, "mis": COUNT, "mis_null": COUNT}
+    | {"history": {"type": "array", "items": PASSED, "minItems": 1}},
+    rest=False,
+)
+MEASURED["label-leak"] = sealed(
+    {"classes": WHOLE, "trainings": {"type": "array", "items": RELABELLED, "minItems": 1}, "seconds": COUNT}
+    | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
+)

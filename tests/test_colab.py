@@ -48,7 +48,8 @@ def test_a_notebook_ends_with_a_download_of_its_runs(path):
 
 @pages
 def test_a_notebook_uses_csglib_the_standard_library_and_what_colab_has_and_opens_no_file_by_its_path(path):
-    brought = {"csglib", "csgbook", "IPython", "torch", "torchvision", "numpy", "matplotlib", "pandas"} | set(sys.stdlib_module_names)
+    brought = {"csglib", "csgbook", "IPython", "torch", "torchvision", "numpy", "matplotlib", "pandas"}
+    brought |= set(sys.stdlib_module_names)
     for cell in code_cells(path):
         tree = ast.parse(cell.source)
         for node in ast.walk(tree):

@@ -50,6 +50,7 @@ NUMBERS = {
     "localisation": ("*", "crops", "wide", "cam", "iou"),
     "animals-trials": ("trials", 0, "accuracy"),
     "first-verdicts": ("claims", 0, "values", 0, 0),
+    "label-leak": ("trainings", 0, "rows", "label"),
     "scaling": ("steps", 0, "csg_ratio"),
     "speed": ("rows", 3, "value"),
     "step-cost": ("ratio", "csg"),

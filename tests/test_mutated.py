@@ -202,6 +202,10 @@ def show(kind: str, values: dict) -> None:
         applications.trials()
     elif kind == "first-verdicts":
         simulate.changed()
+    elif kind == "label-leak":
+        from csgbook import leak_figures, leak_tables
+
+        leak_tables.questions({}), leak_tables.random_table(), leak_figures.random_labels(), leak_tables.random_note()
     else:
         for page in (applications.detection, applications.turned, applications.localisation, applications.filters_of_classes):
             page(runs_)
