@@ -63,7 +63,7 @@ def wanted(recipe):
     return recipe.name in THERE or (TRAIN and not experiments.obstacle(recipe))
 
 
-LIBRARY = [str(p) for p in Path("csglib").glob("*.*")]
+LIBRARY = [str(p) for folder in ("csglib", "csgbook") for p in Path(folder).glob("*.*")]
 TRAINING = [
     f"csglib/{name}.py"
     for name in ("gate", "nets", "data", "runs", "methods", "templates", "loop", "distributed", "information", "sweep", "metrics")
