@@ -62,3 +62,12 @@ def address(images: UInt8[Tensor, "N 3 h w"], across: int, quality: int | None =
     options = {"lossless": True} if quality is None else {"quality": quality}
     Image.fromarray(canvas).save(file, "WEBP", **options)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def shade(values: UInt8[Tensor, "h w"]) -> str:
+    """A black sheet to lay over a picture, clear where a value is 255 and three quarters dark where it is 0."""
+    pixels = np.zeros((*values.shape, 4), np.uint8)
+    pixels[..., 3] = np.floor(0.75 * (255 - values.numpy().astype(float)) + 0.5)
+    file = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
