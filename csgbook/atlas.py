@@ -1,7 +1,7 @@
 """The filter atlas: every filter of several networks on a wall, a card and an address (`#csg/27`) for each.
 
-A filter belongs to the class of its gate, or without one to the class that excites it most.  It is odd where it tells most about
-another class, and where one of the images that excite it most shows another class.  atlas.js turns the cards in a page.
+A filter belongs to the class of its gate, or without one to the class that excites it most.  It is flagged where it tells most
+about another class, and where one of the images that excite it most shows another class.  atlas.js turns the cards in a page.
 """
 
 import base64
@@ -131,8 +131,8 @@ class Atlas:
     caption = (
         "Each tile is a filter, in the row of the class that it belongs to, and shows the test image that excites it most. An "
         "orange corner: its activation tells most about another class. An orange dot: another class is among its six "
-        "most exciting images. The card shows those six, bright where the filter fires and dark elsewhere; in the histogram each "
-        "row is a class, from no activation on the left to the filter's largest on the right."
+        "most exciting images. The card shows those six, bright where the filter fires and dark elsewhere; in the histogram "
+        "each row is a class, from no activation on the left to the filter's largest on the right."
     )
 
     def __post_init__(self):
@@ -163,6 +163,7 @@ class Atlas:
     def card(self, key: str, k: int) -> str:
         w, f = self.find(key, k)
         images = "".join(self.picture(w, f, t) for t in range(TOP))
+        run = f'<a href="runs.html#run-{w.run.recipe.name}">{w.run.recipe.name}</a>'
         shares = {"title": "Histogram of the activation by class", "rows": self.classes, "values": w.histogram[k].numpy() / 255}
         view = {"numbers": numbers(f), "matrix": shares, "table": table(f, self.classes)}
         return (
@@ -170,7 +171,7 @@ class Atlas:
             f"<span>{html.escape(f.of)}</span></p>"
             f'<p class="atlas-flags">{html.escape(flags(f))}</p><div class="atlas-images">{images}</div>'
             f"{render(view)}"
-            f'<p class="atlas-run">Seed {w.run.recipe.seed}, run <a href="runs.html#run-{w.run.recipe.name}">{w.run.recipe.name}</a></p></div>'
+            f'<p class="atlas-run">Seed {w.run.recipe.seed}, run {run}</p></div>'
         )
 
     def picture(self, w: Wall, f: Filter, t: int) -> str:
@@ -214,9 +215,8 @@ class Atlas:
         marks = " data-disagrees" * f.disagrees + " data-foreign" * (f.foreign > 0)
         told = html.escape(f"{w.name} filter {f.filter}, {f.of}" + ", flagged" * (f.disagrees or f.foreign > 0))
         style = self.place(self.shown.index(f.images[0]))
-        return (
-            f'<a id="{place}" href="#{place}" class="atlas-tile"{marks} title="{told}" aria-label="{told}" style="{style}"></a>'
-        )
+        named = f'title="{told}" aria-label="{told}"'
+        return f'<a id="{place}" href="#{place}" class="atlas-tile"{marks} {named} style="{style}"></a>'
 
     def to_html(self) -> str:
         spec = self.record() | {
@@ -235,10 +235,10 @@ class Atlas:
             f'<figure class="{CLASS}" id="{uid}" aria-label="{self.title}" style="{self.sprite()}"><style>{style()}</style>'
             f'<div class="csg-controls atlas-controls" hidden><fieldset><legend>Network</legend>{boxes}</fieldset>'
             '<label class="atlas-check"><input type="checkbox" class="atlas-odd"> Only the flagged filters</label>'
-            '<label class="atlas-check"><input type="checkbox" class="atlas-lit" checked> Dim what does not excite the filter</label>'
+            '<label class="atlas-check"><input type="checkbox" class="atlas-lit" checked> Dim where the filter rests</label>'
             '<span><button type="button" data-step="-1">Previous</button> <button type="button" data-step="1">Next</button> '
             '<button type="button" class="atlas-json">Download as JSON</button></span></div>'
-            f'<p class="csg-note" role="alert" hidden></p><div class="csg-view">{self.page(first.key, first.filters[0].filter)}</div>'
+            f'<p class="csg-note" role="alert" hidden></p><div class="csg-view">{self.page(first.key, 0)}</div>'
             f'<p class="csg-status" role="status"></p><figcaption>{html.escape(self.caption)} <noscript>The cards of the other '
             "filters need JavaScript.</noscript></figcaption>"
             f'<script type="application/json">{payload}</script><script>{(FOLDER / "atlas.js").read_text()}\n'
@@ -257,7 +257,8 @@ class Atlas:
             count = len(next(wall for wall in self.walls if wall.key == key.value).filters)
             number.max = count - 1
             one = Atlas(tuple(wall for wall in self.walls if wall.key == key.value), self.classes, self.sample)
-            view.value = f'<style>{style()}</style><figure class="{CLASS}" style="{one.sprite()}">{one.page(key.value, number.value)}</figure>'
+            page = one.page(key.value, number.value)
+            view.value = f'<style>{style()}</style><figure class="{CLASS}" style="{one.sprite()}">{page}</figure>'
 
         for box in (key, number):
             box.observe(show, names="value")
@@ -308,7 +309,6 @@ def table(f: Filter, classes: tuple[str, ...]) -> dict:
         "Mean activation": (f.activation, 3),
         "Weight": (f.weight, 3),
     }
-    columns = {name: known for name, known in columns.items() if known[0] is not None or name == "Gate"}
 
     def cell(values: list[float] | None, digits: int, c: int) -> list:
         if values is None:

@@ -20,8 +20,9 @@ def answer(atlas: Atlas) -> Markdown:
     tells, shows = odd(wall)
     head = "Mostly, not always. " if 0 < tells + shows < len(wall.filters) / 2 else ""
     return Markdown(
-        f"{head}Of the {len(wall.filters)} filters of {wall.name} (seed {wall.run.recipe.seed}) {tells} tell most about another class "
-        f"than the one that they belong to, and {shows} have an image of another class among the {TOP} that excite them most."
+        f"{head}Of the {len(wall.filters)} filters of {wall.name} (seed {wall.run.recipe.seed}) {tells} tell most about "
+        f"another class than the one that they belong to, and {shows} have an image of another class among the {TOP} that "
+        "excite them most."
     )
 
 
@@ -70,6 +71,5 @@ def repeated(wall: Wall, most: int = 3) -> Markdown:
     """The images that are the most exciting one of several filters."""
     counts = Counter((f.images[0], f.shows[0]) for f in wall.filters).most_common(most)
     told = ", ".join(f"image {image} ({name}) of {n} filters" for (image, name), n in counts)
-    return Markdown(
-        f"In {wall.name} the {len(wall.filters)} filters share {len({f.images[0] for f in wall.filters})} images: {told}."
-    )
+    different = len({f.images[0] for f in wall.filters})
+    return Markdown(f"In {wall.name} the {len(wall.filters)} filters share {different} images: {told}.")

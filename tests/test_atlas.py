@@ -95,7 +95,8 @@ def test_the_bundle_carries_widgets_and_html_with_every_filter_and_is_the_same_e
 # The browser
 
 READ = """
-const root = document.querySelector('.csg-atlas'), card = root.querySelector('.atlas-card'), text = (place) => card.querySelector(place).textContent;
+const card = document.querySelector('.csg-atlas .atlas-card');
+const text = (place) => card.querySelector(place).textContent;
 return {title: text('.atlas-title b'), of: text('.atlas-title span'), flags: text('.atlas-flags'), run: text('.atlas-run'),
   numbers: [...card.querySelectorAll('.csg-numbers > div')].map(d => d.textContent),
   table: [...card.querySelectorAll('.csg-table tbody td')].map(d => [d.textContent, d.style.getPropertyValue('--share')]),
@@ -146,8 +147,7 @@ def test_cards_turn_by_address_keyboard_and_touch_and_show_pythons_numbers(made,
     assert browser.execute_script("return location.hash") == "#std/63"
     shown = browser.execute_script(READ)
     assert shown == expected(made, "std", 63)
-    visit(browser, browser.current_url)  # as somebody else opens it
-    visit(browser, f"{address}#std/63")
+    visit(browser, f"{address}#std/63")  # as somebody else opens it
     assert browser.execute_script(READ) == shown
     order = [f.filter for name in made.classes for f in made.walls[1].filters if f.of == name]
     browser.find_element("css selector", "[data-step='1']").click()
