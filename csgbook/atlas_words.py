@@ -69,7 +69,14 @@ def shares(atlas: Atlas) -> Markdown:
 
 def repeated(wall: Wall, most: int = 3) -> Markdown:
     """The images that are the most exciting one of several filters."""
-    counts = Counter((f.images[0], f.shows[0]) for f in wall.filters).most_common(most)
-    told = ", ".join(f"image {image} ({name}) of {n} filters" for (image, name), n in counts)
-    different = len({f.images[0] for f in wall.filters})
-    return Markdown(f"In {wall.name} the {len(wall.filters)} filters share {different} images: {told}.")
+    owners: dict[int, list[str]] = {}
+    for f in wall.filters:
+        owners.setdefault(f.images[0], []).append(f.of)
+    told = [
+        f"image {image} of {len(of)} filters, {'all of class ' + of[0] if len(set(of)) == 1 else f'of {len(set(of))} classes'}"
+        for image, of in sorted(owners.items(), key=lambda item: -len(item[1]))[:most]
+    ]
+    return Markdown(
+        f"The {len(wall.filters)} filters of {wall.name} have {len(owners)} images in first place: {'; '.join(told)}. How alike "
+        "filters of one class are is measured in {doc}`filter-correlation`."
+    )

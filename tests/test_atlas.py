@@ -70,7 +70,7 @@ def test_flags_count_and_say_what_is_odd(made):
     assert f"Of the 64 filters of CSG (seed 0) {len(odd)} tell most" in atlas_words.answer(made).data
     assert atlas_words.disagreeing(wall, made.classes).data.count("\n") == 1 + len(odd)
     assert sum(map(int, re.findall(r"\d+", atlas_words.shares(made).data.splitlines()[2]))) == 64
-    assert "| STD" in atlas_words.summary(made).data and "filters share" in atlas_words.repeated(wall).data
+    assert "| STD" in atlas_words.summary(made).data and "in first place: image" in atlas_words.repeated(wall).data
 
 
 def test_an_address_without_a_filter_is_refused(made):
