@@ -77,6 +77,6 @@ def repeated(wall: Wall, most: int = 3) -> Markdown:
         for image, of in sorted(owners.items(), key=lambda item: -len(item[1]))[:most]
     ]
     return Markdown(
-        f"The {len(wall.filters)} filters of {wall.name} have {len(owners)} images in first place: {'; '.join(told)}. How alike "
-        "filters of one class are is measured in {doc}`filter-correlation`."
+        f"The {len(wall.filters)} filters of {wall.name} have {len(owners)} images in first place: {'; '.join(told)}. "
+        "How alike filters of one class are is measured in {doc}`filter-correlation`."
     )
