@@ -49,7 +49,8 @@ window.csgAtlas = function (root) {
       const j = place.get(f.images[t]), picture = figure.querySelector(".atlas-image");
       picture.style.backgroundPosition = `${(100 * (j % across) / (across - 1)).toFixed(3)}% ${(100 * Math.floor(j / across) / Math.max(down - 1, 1)).toFixed(3)}%`;
       picture.setAttribute("aria-label", `test image ${f.images[t]} of class ${f.shows[t]}`);
-      picture.querySelector("img").src = painted(shade(maps[n].at(k).subarray(t * size, (t + 1) * size)), side, [0, 0, 0]);
+      const sheet = painted(shade(maps[n].at(k).subarray(t * size, (t + 1) * size)), side, [0, 0, 0]);
+      picture.firstElementChild.style.backgroundImage = `url(${sheet})`;
       figure.querySelector("figcaption").textContent = f.shows[t];
     });
     find(".csg-numbers dt").textContent = f.gate ? "Class of the gate" : "Class that excites it most";

@@ -179,7 +179,8 @@ class Atlas:
         dark = photograph.shade(w.maps[f.filter, t])
         return (
             f'<figure><div class="atlas-image" role="img" aria-label="test image {f.images[t]} of class '
-            f'{html.escape(f.shows[t])}" style="{self.place(j)}"><img src="{dark}" alt="" class="atlas-light"></div>'
+            f'{html.escape(f.shows[t])}" style="{self.place(j)}"><div class="atlas-light" '
+            f'style="background-image:url({dark})"></div></div>'
             f"<figcaption>{html.escape(f.shows[t])}</figcaption></figure>"
         )
 

@@ -1,5 +1,7 @@
 """The filter atlas: what is counted, what is flagged, the cards in a page against Python, addresses, the download."""
 
+import base64
+import io
 import json
 import re
 import sys
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from test_network import wrapped
 
 from csgbook import atlas, atlas_words
@@ -130,7 +133,10 @@ def test_cards_turn_by_address_keyboard_and_touch_and_show_pythons_numbers(made,
     browser.get_log("browser")
     visit(browser, f"{address}#csg/27")
     assert browser.execute_script(READ) == expected(made, "csg", 27)
-    assert browser.execute_script(DRAWN, ".atlas-light") == [8, 8]
+    sheet = browser.find_element("css selector", ".atlas-light").value_of_css_property("background-image")
+    with Image.open(io.BytesIO(base64.b64decode(sheet.split(",")[1].split('"')[0]))) as picture:
+        dark = np.asarray(picture)[..., 3]
+    assert np.abs(dark - 0.75 * (255.0 - made.walls[0].maps[27, 0].numpy())).max() <= 1
     assert browser.execute_script(DRAWN, ".csg-atlas .csg-matrix img") == [24, 10]
     browser.find_element("css selector", "[id='csg/4']").send_keys(Keys.ENTER)
     assert browser.execute_script(READ) == expected(made, "csg", 4)
