@@ -11,15 +11,15 @@ PACKAGES = ("csglib", "csgbook")
 
 
 def sources(program: Path) -> list[str]:
-    """The files of a notebook or a Python file, relative to the repository, with what stands beside them in other languages."""
+    """The files that a notebook or a Python file needs, from the repository on, with the scripts and style sheets they name."""
     found, ahead = set(), set(imported(program))
     while ahead:
         path = ahead.pop()
         if path not in found:
             found.add(path)
             ahead |= imported(path)
-    beside = {p for path in found for p in path.parent.glob(f"{path.stem}.*") if p.suffix in (".js", ".css")}
-    return sorted(str(p.relative_to(ROOT)) for p in found | beside)
+    beside = {path.parent / name for path in found for name in re.findall(r"\w+\.(?:js|css)", path.read_text())}
+    return sorted(str(p.relative_to(ROOT)) for p in found | {p for p in beside if p.is_file()})
 
 
 @functools.cache

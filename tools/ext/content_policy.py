@@ -25,6 +25,8 @@ KNOWN = [  # how each script inside a page begins
     "// Activate the search field on page load",
     "// The explorers of explore.py in a page without a kernel",
     "// The worked example of worked.py in a page without a kernel",
+    "// A network in the page: the controls and the view of network.py",
+    "// The filter atlas: the wall and the card of atlas.py",
 ]
 HANDLERS = ["toggleFullScreen()", "window.print()"]  # of the theme's buttons
 SCRIPT = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script\s*>", re.S | re.I)
