@@ -9,6 +9,7 @@ from csglib.errors import Problem
 from csglib.methods.csg import ClassGate
 from csglib.methods.step import CSG, ICNN, PICNN
 from csglib.networks.cut import gated
+from csglib.runs.pretrained import from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["CSG", "ICNN", "PICNN", "ClassGate", "Problem", "gated"]
+__all__ = ["CSG", "ICNN", "PICNN", "ClassGate", "Problem", "from_pretrained", "gated", "save_pretrained"]

@@ -8,8 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+try:
+    import tyro
+    from tyro.conf import OmitArgPrefixes, Positional
+except ImportError:
+    sys.exit("csglib: the command needs tyro: pip install 'csglib[cli]'")
 
 from csglib.errors import Problem
 from csglib.paths import PUBLISHED

@@ -81,7 +81,7 @@ print(installed[0][1:], len(e.published("table1", "quick")["csg"]), e.FILE)
     )
     assert done.returncode == 0, done.stderr
     assert "asked: Set repository to the address" in done.stdout
-    assert "['-m', 'pip', 'install', '--quiet', '--editable', 'csglib-book', 'torch==" in done.stdout
+    assert "['-m', 'pip', 'install', '--quiet', '--editable', 'csglib-book[pages]', 'torch==" in done.stdout
     assert "published runs in" in done.stdout  # the doctor has looked around
     assert str(tmp_path / "csglib-book") in done.stdout.splitlines()[-1]
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import BIN, ROOT
 
-from csglib import methods, networks
+from csglib import methods, networks, training
 from csglib.data import folders
 from csglib.training import trainer
 
@@ -45,6 +45,7 @@ SHOWN = (
     "json",
     "bibtex",
     "diff",
+    "py",  # needs a package that is not installed; the page says which, and why
 )  # blocks that are not run; differences are applied by tests/test_contributing.py
 
 
@@ -86,14 +87,15 @@ def smoke(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "NETS", dict(networks.NETS))
     real = trainer.train
 
-    def short(recipe, out, device=None, every=1, tell=None):
+    def short(recipe, out, device=None, every=1, tell=None, on_epoch=None):
         methods.method(recipe)  # refuses options that the method does not read
         small = {"dataset": "tiny", "epochs": 3, "batch_size": 64, "precision": "float32", "weights": "fresh", "thaw": ""}
         small |= {"net": "resnet8"} if "@" not in recipe.net else {}
         small |= {"gate_density": max(recipe.gate_density, 0.1)}  # of ten classes
-        return real(dataclasses.replace(recipe, **small), out, "cpu", every)
+        return real(dataclasses.replace(recipe, **small), out, "cpu", every, on_epoch=on_epoch)
 
-    monkeypatch.setattr(trainer, "train", short)
+    for module in (trainer, training):
+        monkeypatch.setattr(module, "train", short)
     return tmp_path
 
 

@@ -64,15 +64,7 @@ class Run:
 
     def network(self) -> Split:
         """The trained network."""
-        net = networks.build(self.recipe.net, len(self.readout.bias), self.recipe.weights)
-        method(self.recipe).gate(self.recipe, net)  # a method may change the network
-        start = net.state_dict() if self.recipe.weights == "imagenet" else {}  # what did not change is not stored
-        try:
-            net.load_state_dict(start | self.weights)
-        except RuntimeError as error:
-            told = short(str(error))
-            raise Problem(f"{self.path / 'model.safetensors'} is not of {self.recipe.net} ({told}): {AGAIN}") from None
-        return net.to(memory_format=torch.channels_last)
+        return network(self.recipe, len(self.readout.bias), self.weights, self.path / "model.safetensors")
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -81,6 +73,18 @@ class Run:
         if bad := [name for name, t in stored.items() if not t.isfinite().all()]:
             raise Problem(f"{path}: {bad[0]} is not finite, as are {len(bad)} of its {len(stored)} tensors: {AGAIN}")
         return {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
+
+
+def network(recipe: Recipe, num_classes: int, weights: dict[str, Tensor], source: Path) -> Split:
+    """The recipe's network with these weights; what started from ImageNet's weights may leave out what did not change."""
+    net = networks.build(recipe.net, num_classes, recipe.weights)
+    method(recipe).gate(recipe, net)  # a method may change the network
+    start = net.state_dict() if recipe.weights == "imagenet" else {}
+    try:
+        net.load_state_dict(start | weights)
+    except RuntimeError as error:
+        raise Problem(f"{source} is not of {recipe.net} ({short(str(error))}): {AGAIN}") from None
+    return net.to(memory_format=torch.channels_last)
 
 
 def read(path: Path | str) -> Run:

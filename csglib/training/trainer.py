@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,20 +40,32 @@ DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test
 
 
 Tell = Callable[[Recipe, Dataset, torch.device], None]  # what is said when all is ready, before the first step
+OnEpoch = Callable[[dict], None]  # is given each epoch's row of the history, once a checkpoint holds it
 
 
-def train(recipe: Recipe, out: Path | str, device: str | None = None, every: int = 1, tell: Tell | None = None) -> Run:
+def train(
+    recipe: Recipe,
+    out: Path | str,
+    device: str | None = None,
+    every: int = 1,
+    tell: Tell | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Run:
     """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
 
-    There is a checkpoint after each `every` epochs and after the last.  One process alone may train into a folder; those
-    that torchrun starts count as one.  Raises Problem where recipe, data or folder are not what they should be, or a loss
-    leaves the finite numbers.
+    There is a checkpoint after each `every` epochs and after the last.  `on_epoch` is called with each epoch's row of the
+    history, for a logger of one's own.  One process alone may train into a folder; those that torchrun starts count as one.
+    Raises Problem where recipe, data or folder are not what they should be, or a loss becomes NaN or infinite.
     """
-    return side_by_side([(recipe, Path(out))], device, every, tell)[0]
+    return side_by_side([(recipe, Path(out))], device, every, tell, on_epoch)[0]
 
 
 def side_by_side(
-    work: list[tuple[Recipe, Path]], device: str | None = None, every: int = 1, tell: Tell | None = None
+    work: list[tuple[Recipe, Path]],
+    device: str | None = None,
+    every: int = 1,
+    tell: Tell | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> list[Run]:
     """Train several recipes at once on one GPU, which a small network cannot fill: each has its stream and its graphs.
 
@@ -65,7 +78,7 @@ def side_by_side(
         raise Problem(f"a checkpoint every {every} epochs cannot be: use 1, 2, 3, ...")
     if len({out.absolute() for _, out in work}) < len(work):
         raise Problem("two recipes cannot have one folder: give each its own")
-    going = {i: training(recipe, out, device, every, len(work), tell) for i, (recipe, out) in enumerate(work)}
+    going = {i: training(recipe, out, device, every, len(work), tell, on_epoch) for i, (recipe, out) in enumerate(work)}
     done: dict[int, Run | Problem] = {}
     while going:
         for i, steps in list(going.items()):
@@ -90,7 +103,13 @@ def side_by_side(
 
 
 def training(
-    recipe: Recipe, out: Path, device: torch.device, every: int, at_once: int, tell: Tell | None = None
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    every: int,
+    at_once: int,
+    tell: Tell | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Generator[None, None, Run]:
     """One training of so many at once, which pauses after it has asked for an epoch's steps."""
     keep_memory()
@@ -124,8 +143,11 @@ def training(
         if not distributed.first(reserve):  # process 0 writes; the others read the checkpoint and learn
             if tell is not None and distributed.rank() == 0:
                 tell(recipe, dataset, device)
+            net = distributed.normalise_jointly(net, device).to(device, memory_format=torch.channels_last)
+            if gate is not None:
+                gate.to(device)
             told = {"precision_reason": reason, "side_by_side": at_once}
-            yield from go_on(recipe, told, m, out, runs.part(out), dataset, net, gate, device, every)
+            yield from go_on(Training(recipe, m, net, gate, dataset.to(device), device, out, told, every, on_epoch))
     return runs.read(out)
 
 
@@ -156,64 +178,106 @@ def build(recipe: Recipe, num_classes: int) -> tuple[Method, networks.Split, Gat
     return m, net, m.gate(recipe, net)
 
 
-def go_on(recipe, told: dict, m, out: Path, folder: Path, dataset: Dataset, net, gate, device: torch.device, every: int):
-    """From the last checkpoint, or the start, to the finished run."""
-    dataset = dataset.to(device)
-    net = distributed.normalise_jointly(net, device)
-    net.to(device, memory_format=torch.channels_last)
-    if gate is not None:
-        gate.to(device)
-    optimisers = optimisers_of(recipe, m, net, gate)
-    scaler = loss_scaler(recipe, device)
-    code = provenance.here(device)  # taken at the start: the files may change while this runs
-    state = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, scaler, dataset.digest, code["versions"])
+@dataclass(frozen=True)
+class Training:
+    """What one training has when its steps begin."""
+
+    recipe: Recipe
+    method: Method
+    net: networks.Split
+    gate: Gate | None
+    dataset: Dataset
+    device: torch.device
+    out: Path
+    told: dict  # for provenance: the reason of the precision, how many train side by side
+    every: int = 1  # epochs from one checkpoint to the next
+    on_epoch: OnEpoch | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where it is trained until it is finished."""
+        return runs.part(self.out)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return len(self.dataset.train) // self.recipe.batch_size
+
+
+def go_on(t: Training) -> Generator[None, None, None]:
+    """From the last checkpoint, or the start, to the finished run; pauses after it has asked for an epoch's steps."""
+    recipe, net, gate = t.recipe, t.net, t.gate
+    optimisers, scaler = optimisers_of(recipe, t.method, net, gate), loss_scaler(recipe, t.device)
+    code = provenance.here(t.device)  # taken at the start: the files may change while this runs
+    path = t.folder / "checkpoint.safetensors"
+    state = Checkpoint(path, net, gate, optimisers, scaler, t.dataset.digest, code["versions"])
     history, gates, dirty = state.load()
     if len(history) != distributed.first(lambda: len(history)):
-        raise Problem(f"the processes do not see the same {state.path}: put --out into a folder that they share")
-    loop = Loop(recipe, m, net, gate, optimisers, dataset.train, scaler)
-    leads = distributed.rank() == 0
+        raise Problem(f"the processes do not see the same {path}: put --out into a folder that they share")
     if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
         code["dirty"] = True  # no one commit makes this run
-    steps = len(dataset.train) // recipe.batch_size
-    hidden = bool(os.environ.get("TQDM_DISABLE")) or not leads  # tqdm itself reads it in a terminal, but not in a notebook
-    print(f"{recipe.name}: {device}, {recipe.precision} ({told['precision_reason']})", file=sys.stderr)
-    if leads and emulated(recipe.precision, device):
-        times = emulation(net, dataset.train.images[:16], recipe.precision)
-        slow = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
-        print(f"{slow}; --precision float32, with another --out, avoids that", file=sys.stderr)
-    if "gate_density" in m.options and (bound := recipe.density(net.num_classes)) != recipe.gate_density:
-        print(f"{recipe.name}: gate_density {bound:.4g}, the least of {net.num_classes} classes", file=sys.stderr)
-    with tqdm(total=recipe.epochs * steps, initial=len(history) * steps, unit="step", mininterval=1, disable=hidden) as bar:
+    loop = Loop(recipe, t.method, net, gate, optimisers, t.dataset.train, scaler)
+    announce(t)
+    with progress(t, len(history)) as bar:
         for epoch in range(len(history), recipe.epochs):
-            path = m.path(recipe, epoch)
-            if path == "skipped":
-                history.append({"epoch": epoch, "path": path, "seconds": 0.0})
-                bar.update(steps)
+            if t.method.path(recipe, epoch) == "skipped":
+                history.append({"epoch": epoch, "path": "skipped", "seconds": 0.0})
+                bar.update(t.steps)
                 continue
             loop.start(epoch, bar)
             yield
             row = loop.row(epoch)
-            bar.update((epoch + 1) * steps - bar.n)  # of steps that a GPU was only asked for
-            row |= test_row(net, gate, dataset.test, recipe.precision) | {"commit": code["commit"]}
+            bar.update((epoch + 1) * t.steps - bar.n)  # of steps that a GPU was only asked for
+            row |= test_row(net, gate, t.dataset.test, recipe.precision) | {"commit": code["commit"]}
             history.append(row)
-            if path in ("gated", "joint"):
+            if row["path"] in ("gated", "joint"):
                 gates.append(gate.matrix.detach().clone())
-            if bad := [name for name, v in row.items() if isinstance(v, float) and not math.isfinite(v)] or (
-                ["train_loss"] if row["train_loss"] > DIVERGED else []
-            ):
-                rows = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
-                if leads:
-                    files.write(folder / "report.json", json.dumps({"stopped_by": bad, "history": rows}, indent=2) + "\n")
-                raise Problem(
-                    f"{bad[0]} of epoch {epoch} is {row[bad[0]]:g}: lower --lr or --gate-lr, with a new --out "
-                    f"({folder} keeps the epochs before and report.json)"
-                )
+            stop_if_diverged(t, history)
             if gates:  # before the first projection the gate is not in its feasible set
                 row["density"] = density(gates[-1], projected=isinstance(gate, ClassGate) and recipe.gate_projection == "max")
-            if (epoch + 1) % every == 0 or epoch + 1 == recipe.epochs:
+            if (epoch + 1) % t.every == 0 or epoch + 1 == recipe.epochs:
                 distributed.first(lambda: state.save(history, gates, bool(code["dirty"])))
-    code |= told | {"loop_reason": loop.reason}
-    distributed.first(lambda: finish(recipe, code, out, dataset, net, gate, gates, history))
+            if t.on_epoch is not None and distributed.rank() == 0:
+                t.on_epoch(dict(row))
+    code |= t.told | {"loop_reason": loop.reason}
+    distributed.first(lambda: finish(recipe, code, t.out, t.dataset, net, gate, gates, history))
+
+
+def announce(t: Training) -> None:
+    """Say on which device and in which precision it trains, and what that costs where the device emulates it."""
+    recipe, device = t.recipe, t.device
+    print(f"{recipe.name}: {device}, {recipe.precision} ({t.told['precision_reason']})", file=sys.stderr)
+    if distributed.rank() == 0 and emulated(recipe.precision, device):
+        times = emulation(t.net, t.dataset.train.images[:16], recipe.precision)
+        slow = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
+        print(f"{slow}; --precision float32, with another --out, avoids that", file=sys.stderr)
+    C = t.net.num_classes
+    if "gate_density" in t.method.options and (bound := recipe.density(C)) != recipe.gate_density:
+        print(f"{recipe.name}: gate_density {bound:.4g}, the least of {C} classes", file=sys.stderr)
+
+
+def progress(t: Training, done: int) -> tqdm:
+    """A bar of all steps, of which so many epochs are done."""
+    hidden = bool(os.environ.get("TQDM_DISABLE")) or distributed.rank() > 0  # tqdm reads it in a terminal, not in a notebook
+    total = t.recipe.epochs * t.steps
+    return tqdm(total=total, initial=done * t.steps, unit="step", mininterval=1, disable=hidden)
+
+
+def stop_if_diverged(t: Training, history: list[dict]) -> None:
+    """Raises Problem where the last epoch's numbers are not finite or its loss is absurd; report.json keeps them."""
+    row = history[-1]
+    bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if not bad and row["train_loss"] > DIVERGED:
+        bad = ["train_loss"]
+    if not bad:
+        return
+    if distributed.rank() == 0:
+        rows = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
+        files.write(t.folder / "report.json", json.dumps({"stopped_by": bad, "history": rows}, indent=2) + "\n")
+    raise Problem(
+        f"{bad[0]} of epoch {row['epoch']} is {row[bad[0]]:g}: lower --lr or --gate-lr, with a new --out "
+        f"({t.folder} keeps the epochs before and report.json)"
+    )
 
 
 def test_row(net, gate, images: Images, precision: str) -> dict:
