@@ -11,6 +11,7 @@
 # and a digest of its provenance and of what was measured of it.
 # The lock is our own: Snakemake's outlives a process that is killed, ours ends with it.  Killed, the same command goes on.
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from csglib.precision import pick_device
 from csglib.training import pace
 
 sys.path.insert(0, "tools")
-from execute import parameters
+from parameters import parameters
 from sources import sources
 
 PROFILE = config.get("profile", "quick")
@@ -32,8 +33,7 @@ try:
     PAGES = list(experiments.book()["pages"])
     TRAIN = experiments.profile(PROFILE).train
     RECIPES = {r.name: r for page in PAGES for group in experiments.recipes(page, PROFILE, RUNS).values() for r in group}
-    for page in PAGES:
-        parameters(page, PROFILE, RUNS)  # an unknown parameter stops here, before anything runs
+    PARAMETERS = {page: parameters(page, PROFILE, RUNS) for page in PAGES}  # an unknown one stops here, before anything runs
     for kind in measured.TOOLS:
         measured.read(kind)
     several = [page for page in schedules.PAGES if page in PAGES and Path(RUNS).is_dir()]
@@ -113,9 +113,9 @@ rule notebook:
         page="[A-Za-z0-9-]+",
     threads: lambda wildcards: 1 if experiments.recipes(wildcards.page, PROFILE, RUNS) else 64  # the live page trains: all there are
     params:
-        words=[PROFILE, RUNS],
+        values=lambda wildcards: json.dumps(PARAMETERS[wildcards.page]),
     shell:
-        "python tools/execute.py {wildcards.page:q} {params.words:q} {output:q}"
+        "python tools/execute.py {wildcards.page:q} {params.values:q} {output:q}"
 
 
 rule results:

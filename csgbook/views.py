@@ -65,7 +65,7 @@ def sparsity_view(data: dict, state: dict[str, int]) -> dict:
         "numbers": [
             ["Accuracy", fixed(overall, 4)],
             ["Density", fixed(keep.mean(), 4)],
-            ["Information on the classes kept, nats", fixed((M * keep).max(0).mean(), 4)],
+            ["Information on the classes kept, nats", fixed(mean((M * keep).max(0).tolist()), 4)],
             ["Filters kept", str(int(keep.any(0).sum()))],
         ],
         "matrix": matrix("Entries of classes and filters; those below the threshold are cut", data["classes"], shown),
@@ -113,7 +113,7 @@ def film_view(data: dict, state: dict[str, int]) -> dict:
     t = data["seen"][e]
     numbers = [["Accuracy, standard path", fixed(data["accuracy"][e], 4)], ["Accuracy, gated path", fixed(data["gated"][e], 4)]]
     G = data["gates"][max(t, 0)] / 255 if t >= 0 else np.full(data["gates"].shape[1:], 0.5)
-    density = fixed(G.mean(), 3) if t >= 0 else "not trained yet"
+    density = fixed(int(data["gates"][t].astype(np.int64).sum()) / 255 / G.size, 3) if t >= 0 else "not trained yet"
     series = {"standard path": data["accuracy"][: e + 1], "gated path": data["gated"][: e + 1]}
     return {
         "numbers": [*numbers, ["Density of the gate", density]],

@@ -18,8 +18,8 @@ from csglib import Problem
 from csglib.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
-import execute  # noqa: E402
 from conftest import BUILD, open_page, snakemake  # noqa: E402
+from parameters import parameters  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
@@ -97,7 +97,7 @@ def test_an_unknown_notebook_parameter_is_refused(monkeypatch):
     table["pages"]["train-a-gate"]["parameters"]["smoke"]["epoch"] = 4
     monkeypatch.setattr(experiments, "book", lambda: table)
     with pytest.raises(Problem, match="epoch.*no parameter.*epochs"):
-        execute.parameters("train-a-gate", "smoke", "runs")
+        parameters("train-a-gate", "smoke", "runs")
 
 
 def test_an_unknown_profile_stops_before_anything_runs(tmp_path):
@@ -203,37 +203,55 @@ def test_every_image_has_an_alt_text(html):
 PAGES = re.findall(r"(?:file|root): (\S+)", (ROOT / "book" / "_toc.yml").read_text())
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_loads_without_errors_and_asks_no_other_host(page, site, browser):
+@pytest.fixture(scope="module", params=PAGES)
+def opened(request, site, browser) -> tuple[str, list[str], list[str]]:
+    """A page of the book in a wide window, opened once for what follows; its name, its errors and what it asked for."""
     for kind in ("browser", "performance"):
         browser.get_log(kind)  # forget the pages before
-    open_page(browser, f"{site}/{page}.html", 1280)
-    time.sleep(0.5)
-    assert [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    open_page(browser, f"{site}/{request.param}.html", 1280)
+    time.sleep(0.3)
+    errors = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
     messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert len(urls) > 5
-    assert [u for u in urls if not u.startswith((site, "data:"))] == []
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return request.param, errors, asked
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("width", [1280, 400])
-def test_a_page_is_no_wider_than_its_window(page, width, site, browser):
-    open_page(browser, f"{site}/{page}.html", width)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+def test_a_page_loads_without_errors_and_asks_no_other_host(opened, site):
+    _, errors, asked = opened
+    assert errors == [] and len(asked) > 5
+    assert [u for u in asked if not u.startswith((site, "data:"))] == []
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", PAGES)
-def test_all_mathematics_renders(page, site, browser):
-    open_page(browser, f"{site}/{page}.html", 1280)
+def test_all_mathematics_renders(opened, browser):
     count = "return document.querySelectorAll('{}').length"
     formulas = browser.execute_script(count.format(".math"))
-    assert formulas > 30 or page != "method"
+    assert formulas > 30 or opened[0] != "method"
     assert browser.execute_script(count.format("mjx-container")) >= formulas
     assert browser.execute_script(count.format("mjx-merror, [data-mjx-error]")) == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_axe_finds_no_violation(opened, mode, browser):
+    """Of the page by night its contrast: nothing else in it changes."""
+    browser.execute_script("const d = document.documentElement.dataset; d.theme = d.mode = arguments[0]", mode)
+    browser.execute_script((ROOT / "tests" / "vendor" / "axe.min.js").read_text())
+    time.sleep(0.3)  # colours fade
+    browser.set_script_timeout(60)
+    only = "" if mode == "light" else ", runOnly: {type: 'rule', values: ['color-contrast']}"
+    result = browser.execute_async_script(f"axe.run(document, {{iframes: false{only}}}).then(arguments[0])")
+    found = [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in result["violations"]]
+    assert found == [], json.dumps(found, indent=1)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_page_is_no_wider_than_its_window(opened, width, site, browser):
+    if width < 600:  # it is laid out anew, as a phone would
+        open_page(browser, f"{site}/{opened[0]}.html", width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.browser

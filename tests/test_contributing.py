@@ -41,19 +41,49 @@ def apply(page: str, root: Path) -> None:
     assert done.returncode == 0, f"book/{page}.md no longer fits the code: {done.stderr}"
 
 
-def python(root: Path, *words: str) -> str:
+def python(root: Path, code: str) -> str:
+    """Run code on the copy, in one process, since each needs seconds to import torch."""
     environment = os.environ | {"PYTHONPATH": str(root), "TQDM_DISABLE": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", BEGIN + code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def package(words: str) -> str:
-    return "csgbook" if words.startswith("results") else "csglib"
+BEGIN = """
+import contextlib, pathlib, sys
+import pytest
 
+def tests(*words):
+    assert pytest.main(["-p", "no:cacheprovider", *words]) == 0
 
-def csglib(root: Path, words: str) -> str:
-    return python(root, "-c", f"from {package(words)}.cli import main; main()", *words.split())
+def command(package, words):
+    sys.argv = [package, *words.split()]
+    __import__(package + ".cli").cli.main()
+"""
+METHOD = """
+tests("tests/test_methods.py", "-k", "loss_of_decay or every_option")
+few = "--dataset cifar10-mini --net resnet8 --holdout 1500 --batch-size 250 --epochs 2 --cycle gs --precision float32"
+command("csglib", f"train {few} --method decay --decay-weight 0.05 --out run")
+with contextlib.redirect_stdout(open("help.txt", "w")), contextlib.suppress(SystemExit):
+    command("csglib", "train --help")
+from csglib.recipe import Recipe
+print("keys", *[Recipe(method=m, precision="float32").key for m in ("csg", "picnn")])
+"""
+EXPERIMENT = """
+from csgbook import claims, experiments
+from csglib.recipe import Recipe
+from csglib.training import train
+
+tests("tests/test_experiments.py", "-k", "what-matters or changes_one_thing or is_used")
+print(*[r.flags for r in experiments.missing("what-matters", "short")], sep="\\n")
+command("csgbook", "results --profile short --runs-folder data --out results.json")
+few = dict(dataset="cifar10-mini", net="resnet8", holdout=1500, batch_size=250)
+quick = few | dict(epochs=2, cycle="gs", precision="float32")
+some = train(Recipe(**quick), "some", "cpu")
+none = train(Recipe(**quick, gate_momentum=0), "none", "cpu")
+of = {"alternating": [some], "no-momentum": [none]}
+print([c["ours"] for c in claims.of_page("what-matters", of) if c["id"] == "momentum-mis"][0])
+"""
 
 
 def test_a_method_is_added_by_a_file_of_its_own_and_changes_in_three(copied):
@@ -64,42 +94,20 @@ def test_a_method_is_added_by_a_file_of_its_own_and_changes_in_three(copied):
         "tests/test_methods.py",
     }
     apply("add-a-method", copied)
-    told = python(
-        copied, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "loss_of_decay or every_option"
-    )
-    assert "2 passed" in told
-    few = "--dataset cifar10-mini --net resnet8 --holdout 1500 --batch-size 250 --epochs 2 --cycle gs --precision float32"
-    found = json.loads(csglib(copied, f"train {few} --method decay --decay-weight 0.05 --out run"))
+    (keys,) = [line for line in python(copied, METHOD).splitlines() if line.startswith("keys ")]
+    assert keys.split()[1:] == [Recipe(method=m, precision="float32").key for m in ("csg", "picnn")]
+    found = json.loads((copied / "run/metrics.json").read_text())
     assert found["l1_density"] <= 1 and (copied / "run/recipe.json").read_text().count('"decay_weight": 0.05')
-    assert "decay-weight" in csglib(copied, "train --help")
-    ask = "from csglib.recipe import Recipe\nfor m in ('csg', 'picnn'): print(Recipe(method=m, precision='float32').key)"
-    assert python(copied, "-c", ask).split() == [Recipe(method=m, precision="float32").key for m in ("csg", "picnn")]
+    assert "decay-weight" in (copied / "help.txt").read_text()
 
 
 def test_an_experiment_is_added_by_changing_two_files(copied):
     assert touched("add-an-experiment") == {"book/experiments.yml", "csgbook/papers.py"}
     apply("add-an-experiment", copied)
-    ask = "from csgbook import experiments\nprint(*[r.flags for r in experiments.missing('what-matters', '{}')], sep='\\n')"
-    short = [line for line in python(copied, "-c", ask.format("short")).splitlines() if "gate-momentum 0.0" in line]
+    told = python(copied, EXPERIMENT).splitlines()
+    short = [line for line in told if "gate-momentum 0.0" in line]
     assert len(short) == 3 and all("--epochs 10" in line for line in short)
-    tests = ["tests/test_experiments.py", "-k", "what-matters or changes_one_thing or is_used"]
-    assert "failed" not in python(copied, "-m", "pytest", "-p", "no:cacheprovider", *tests)
-
-    csglib(copied, "results --profile short --runs-folder data --out results.json")
     judged = {c["id"]: c for c in json.loads((copied / "results.json").read_text())}
     assert judged["momentum-mis"]["verdict"] == "not run here"
-    ask = (
-        "from pathlib import Path\n"
-        "from csgbook import claims\n"
-        "from csglib.recipe import Recipe\n"
-        "from csglib.training import train\n"
-        "few = dict(dataset='cifar10-mini', net='resnet8', holdout=1500, batch_size=250)\n"
-        "quick = few | dict(epochs=2, cycle='gs', precision='float32')\n"
-        "some = train(Recipe(**quick), Path('some'), 'cpu')\n"
-        "none = train(Recipe(**quick, gate_momentum=0), Path('none'), 'cpu')\n"
-        "of = {'alternating': [some], 'no-momentum': [none]}\n"
-        "print([c['ours'] for c in claims.of_page('what-matters', of) if c['id'] == 'momentum-mis'][0])"
-    )
-    asked = float(python(copied, "-c", ask))
     difference = [json.loads((copied / name / "metrics.json").read_text())["mis"] for name in ("some", "none")]
-    assert asked == pytest.approx(difference[0] - difference[1])
+    assert float(told[-1]) == pytest.approx(difference[0] - difference[1])

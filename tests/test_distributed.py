@@ -25,11 +25,11 @@ from csglib.data.images import Images
 
 atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
 init = dist.init_process_group
-dist.init_process_group = lambda *a, **k: init(*a, timeout=datetime.timedelta(seconds=12), **k)
+dist.init_process_group = lambda *a, **k: init(*a, timeout=datetime.timedelta(seconds=8), **k)
 finish, read_out = trainer.finish, trainer.read_out
 
 def slow(*args):
-    time.sleep(18)
+    time.sleep(12)
     finish(*args)
 
 def watched(net, gate, images, *rest, **more):

@@ -3,13 +3,12 @@
 import dataclasses
 import gzip
 import html as markup
-import json
 import re
 
 import numpy as np
 import pytest
 import torch
-from conftest import BUILD, ROOT, open_page
+from conftest import BUILD, open_page
 
 from csgbook import experiments, explore, views
 from csgbook.explore import Control
@@ -324,18 +323,3 @@ def test_a_browser_without_a_canvas_gets_a_sentence_and_keeps_the_figure(browser
     assert "which this browser lacks" in browser.find_element("css selector", ".csg-note").text
     assert not browser.find_element("css selector", ".csg-controls").is_displayed()
     assert browser.find_element("css selector", ".csg-matrix img").is_displayed()
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("mode", ["light", "dark"])
-@pytest.mark.parametrize("page", re.findall(r"(?:file|root): (\S+)", (ROOT / "book" / "_toc.yml").read_text()))
-def test_axe_finds_no_violation(page, mode, site, browser):
-    open_page(browser, f"{site}/{page}.html", 1280)
-    browser.execute_script("localStorage.setItem('mode', arguments[0]); localStorage.setItem('theme', arguments[0])", mode)
-    open_page(browser, f"{site}/{page}.html", 1280)
-    assert browser.execute_script("return document.documentElement.dataset.theme") == mode
-    browser.execute_script((ROOT / "tests" / "vendor" / "axe.min.js").read_text())
-    browser.set_script_timeout(60)
-    result = browser.execute_async_script("axe.run(document, {iframes: false}).then(arguments[0])")
-    found = [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in result["violations"]]
-    assert found == [], json.dumps(found, indent=1)

@@ -306,7 +306,8 @@ def release(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in cifar10.CIFAR10_FILES:
             (folder / name).write_bytes(np.random.default_rng(0).integers(0, 10, 3 * 3073, np.uint8).tobytes())
-        patch.setattr(data, "CIFAR10_FILES", {name: paths.digest(folder / name, "md5") for name in cifar10.CIFAR10_FILES})
+        sums = {name: paths.digest(folder / name, "md5") for name in cifar10.CIFAR10_FILES}
+        patch.setattr("csglib.data.cifar10.CIFAR10_FILES", sums)
         patch.setenv("CSGLIB_DATA", str(root))
         yield folder
 
@@ -462,7 +463,7 @@ BOOK = yaml.safe_load(experiments.FILE.read_bytes())
 
 def use_experiments(path: Path) -> None:
     """All that the pipeline does with the file before it starts a job."""
-    import execute
+    from parameters import parameters
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments, "FILE", path)
@@ -470,7 +471,7 @@ def use_experiments(path: Path) -> None:
             for profile in ("smoke", "short"):
                 for group in experiments.recipes(page, profile).values():
                     assert all(r.command == r.command.replace("<", "").replace("`", "") for r in group)
-                execute.parameters(page, profile, "runs")
+                parameters(page, profile, "runs")
 
 
 @often

@@ -110,8 +110,8 @@ def move(root: Path, **names: str) -> None:
     ],
 )  # fmt: skip
 def test_the_two_parts_are_known_whatever_they_are_called(train, test, pets, town):
-    move(pets, train=trainer, test=test)
-    move(town / "ImageSets/Main", **{"train.txt": f"{trainer}.txt", "val.txt": f"{test}.txt"})
+    move(pets, train=train, test=test)
+    move(town / "ImageSets/Main", **{"train.txt": f"{train}.txt", "val.txt": f"{test}.txt"})
     for name in ("folder:pets@16", "voc:town@16@car,van"):
         found = data.load(name)
         assert found.classes == (("cat", "dog") if "pets" in name else ("car", "van"))

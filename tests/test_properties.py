@@ -38,7 +38,7 @@ def test_whatever_gradients_come_a_projected_gate_stays_in_its_set_and_projectin
     for gradient in steps:
         gate.matrix.grad = torch.from_numpy(gradient.copy())
         optimiser.step()
-        csg.project(recipe, gate)
+        csg.after_step(recipe, gate)
         G = gate.matrix.detach().clone()
         assert ((G >= 0) & (G <= 1)).all() and (G.amax(0) == 1).all()  # NaN would fail
         gate.project()

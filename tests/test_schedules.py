@@ -172,8 +172,8 @@ def test_the_tables_of_metrics_name_their_schedules_and_the_papers_numbers_stand
     assert "0.1000 (unconfirmed)" in first
 
 
-def test_the_list_of_results_has_every_claim_with_its_verdict_in_order(monkeypatch, csglib, tmp_path):
-    code, _, err = csglib("results", "--profile", "quick", "--runs-folder", tmp_path, "--out", tmp_path / "results.json")
+def test_the_list_of_results_has_every_claim_with_its_verdict_in_order(monkeypatch, csgbook, tmp_path):
+    code, _, err = csgbook("results", "--profile", "quick", "--runs-folder", tmp_path, "--out", tmp_path / "results.json")
     entries = json.loads((tmp_path / "results.json").read_text())
     assert code == 0 and [e["id"] for e in entries] == [c.id for c in papers.CLAIMS], err
     assert all({"direction", "size", "tests", "holm", "paired", "question", "also"} <= set(e) for e in entries)

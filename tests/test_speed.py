@@ -24,7 +24,7 @@ def bench(tool, monkeypatch, tmp_path):
     """The tool with an empty place for its results and measures that take no time."""
     values = tool
     monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
-    monkeypatch.setattr(values["data"], "ROOT", tmp_path)
+    monkeypatch.setattr(values["paths"], "ROOT", tmp_path)
     monkeypatch.setattr(values["torch"].cuda, "is_available", lambda: False)
     detail = {"seconds": 0.1, "usual_seconds": 11.0, "largest_difference": 1e-15}
     values["mis"] = lambda rounds: ([100.0, 110.0, 130.0][:rounds], detail)

@@ -1,44 +1,27 @@
 """Execute one notebook of the book with papermill.
 
-python tools/execute.py PAGE PROFILE RUNS_FOLDER OUT
+python tools/execute.py PAGE PARAMETERS OUT
+
+PARAMETERS is a JSON object, from parameters.py.  This process imports no torch, as its kernel does that already.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import papermill
 
-from csgbook import experiments
-from csglib import Problem
-from csglib.paths import ROOT
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def source(page: str) -> Path:
-    return ROOT / "book" / f"{page}.ipynb"
-
-
-def parameters(page: str, profile: str, runs_folder: str) -> dict:
-    """What papermill sets.  papermill would drop an unknown name with no more than a log line, so it is refused here."""
-    known = papermill.inspect_notebook(str(source(page)))
-    values = experiments.parameters(page, profile)
-    if experiments.recipes(page, profile):
-        values = {"profile": profile, "runs_folder": str(runs_folder)} | values
-    if unknown := sorted(set(values) - set(known)):
-        raise Problem(
-            f"book/experiments.yml sets {', '.join(unknown)} for {page}, which is no parameter of that notebook: "
-            f"its parameters cell has {', '.join(known)}"
-        )
-    return values
-
-
-def execute(page: str, profile: str, runs_folder: str, out: Path) -> None:
+def execute(page: str, parameters: dict, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part.ipynb")  # papermill writes after every cell; the name is given when all have run
     papermill.execute_notebook(
-        str(source(page)),
+        str(ROOT / "book" / f"{page}.ipynb"),
         str(part),
-        parameters=parameters(page, profile, runs_folder),
+        parameters=parameters,
         cwd=str(ROOT),
         kernel_name="python3",
         progress_bar=False,
@@ -49,11 +32,9 @@ def execute(page: str, profile: str, runs_folder: str, out: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["TQDM_DISABLE"] = "1"  # a progress bar would stay in the page
-    page, profile, runs_folder, out = sys.argv[1:]
+    page, parameters, out = sys.argv[1:]
     try:
-        execute(page, profile, runs_folder, Path(out))
-    except Problem as problem:
-        sys.exit(f"csglib: {problem}")
+        execute(page, json.loads(parameters), Path(out))
     except papermill.PapermillExecutionError as error:
         if error.ename != "Problem":  # a traceback is of use to who wrote the page
             raise

@@ -42,7 +42,7 @@ def stepper(task: scaling.Task, name: str, batch: int, precision: str):
     y = torch.randint(0, task.classes, (batch,))
     loop = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), Images(x, y))
     epoch = scaling.dearest_epoch(recipe)
-    return lambda: loop.step(epoch, m.path(recipe, epoch), x, y)
+    return lambda: loop.step(epoch, x, y)
 
 
 def seconds(work) -> float:
