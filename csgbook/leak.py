@@ -39,7 +39,7 @@ class Rows:
 
 def logits_under(readout: Readout, matrix: Float[Tensor, "C K"]) -> Float[Tensor, "N C C"]:
     """Logit of class c (last) of every image under every row r of the matrix: sum_k a_k G[r, k] W[c, k] + b_c."""
-    return torch.stack([(readout.features * row) @ readout.weight.T + readout.bias for row in matrix], dim=1)
+    return torch.stack([readout.masked(row) for row in matrix], dim=1)
 
 
 def measure(readout: Readout, matrix: Float[Tensor, "C K"]) -> Rows:

@@ -36,5 +36,9 @@ class Readout:
         """Of the standard path."""
         return self.features @ self.weight.T + self.bias
 
+    def masked(self, mask: Float[Tensor, "*N K"]) -> Float[Tensor, "N C"]:
+        """Logits with each filter's feature multiplied by its mask, of all images or of each."""
+        return (self.features * mask) @ self.weight.T + self.bias
+
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: t for f in dataclasses.fields(self) if (t := getattr(self, f.name)) is not None}

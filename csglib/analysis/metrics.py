@@ -65,7 +65,7 @@ def cluster(gate: Float[Tensor, "C K"]) -> Float[Tensor, "C K"]:
 
 def masked_accuracy(readout: Readout, mask: Float[Tensor, "N K"]) -> float:
     """Accuracy of the standard path with each sample's filters multiplied by its mask, without retraining."""
-    return accuracy((readout.features * mask) @ readout.weight.T + readout.bias, readout.labels)
+    return accuracy(readout.masked(mask), readout.labels)
 
 
 def clusters(
@@ -197,7 +197,7 @@ def removal(readout: Readout, removed: Float[Tensor, "R K"]) -> Float[Tensor, "R
     member = F.one_hot(readout.labels, C).double()  # (N, C)
     rows = []
     for mask in removed:
-        logits = (readout.features * (1 - mask)) @ readout.weight.T + readout.bias
+        logits = readout.masked(1 - mask)
         right = (logits.argmax(1) == readout.labels).double()
         rows.append(right @ member / member.sum(0))
     return torch.stack(rows)
@@ -215,7 +215,7 @@ def confusion(readout: Readout, removed: Float[Tensor, " K"]) -> Float[Tensor, "
     NaN in the row of a class without images.
     """
     C = len(readout.bias)
-    logits = (readout.features * (1 - removed)) @ readout.weight.T + readout.bias
+    logits = readout.masked(1 - removed)
     counts = torch.bincount(readout.labels * C + logits.argmax(1), minlength=C * C).view(C, C).double()
     return counts / counts.sum(1, keepdim=True)
 

@@ -287,7 +287,7 @@ def test_row(net, gate, images: Images, precision: str) -> dict:
     y = readout.labels
     row = {"test_loss": F.cross_entropy(readout.logits, y).item(), "test_accuracy": accuracy(readout.logits, y)}
     if gate is not None:
-        gated = (readout.features * readout.gate[y]) @ readout.weight.T + readout.bias
+        gated = readout.masked(readout.gate[y])
         row |= {"test_loss_gated": F.cross_entropy(gated, y).item(), "test_accuracy_gated": accuracy(gated, y)}
     return {name: distributed.mean(value, len(y)) for name, value in row.items()}
 
