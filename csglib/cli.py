@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 try:
     import tyro
     from tyro.conf import OmitArgPrefixes, Positional
+    from tyro.extras import subcommand_cli_from_dict
 except ImportError:
     sys.exit("csglib: the command needs tyro: pip install 'csglib[cli]'")
 
@@ -166,7 +167,7 @@ def run_command(prog: str, description: str, commands: dict[str, Callable]) -> N
     """Read the command line and do what it asks; what goes wrong is told in one sentence, with an exit status other than 0."""
     warnings.formatwarning = lambda message, *_: f"csglib: {message}\n"  # without the place in the code
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description)
+        subcommand_cli_from_dict(commands, prog=prog, description=description)
     except Problem as problem:
         print(f"csglib: {problem}", file=sys.stderr)
         sys.exit(2)

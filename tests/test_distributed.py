@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import trainings
-from test_loop import assert_close, other, run_script, small  # noqa: F401 (a fixture)
+from test_loop import assert_close, other, small  # noqa: F401 (a fixture)
 
 from csglib import Problem, runs
 from csglib.recipe import Recipe
@@ -121,7 +121,7 @@ def test_a_mean_over_processes_weighs_their_images(monkeypatch):
 def test_two_processes_train_the_network_of_one_with_the_joined_batch(tmp_path):
     done = torchrun(trainings.__file__, str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
-    run_script(tmp_path / "one")
+    subprocess.run([sys.executable, trainings.__file__, tmp_path / "one"], check=True, capture_output=True)
     one, two = (runs.read(tmp_path / name) for name in ("one", "two"))
     assert_close(two.weights, one.weights, atol=2e-3)  # stored in float16
     torch.testing.assert_close(two.readout.gate, one.readout.gate, rtol=1e-3, atol=1e-3)

@@ -55,12 +55,6 @@ def trained(recipe: Recipe, epochs=(0,), capture=None) -> tuple[dict, list[dict]
     return net.state_dict() | ({"gate": gate.matrix.detach()} if gate is not None else {}), rows, steps
 
 
-def run_script(out: Path, *words: str) -> None:
-    command = [sys.executable, trainings.__file__, str(out), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
 def assert_close(ours: dict, theirs: dict, atol: float = 1e-4) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -148,9 +142,16 @@ def test_the_bar_of_a_gpu_moves_when_the_epoch_has_ended(monkeypatch):
 
 
 def test_the_compiled_loop_trains_the_same_network_and_repeats_its_bits(tmp_path):
-    """In processes of their own: torch cannot compile functions whose shapes the tests check."""
-    for words in (["first", "fast"], ["second", "fast"], ["plain"]):
-        run_script(tmp_path / words[0], *words[1:])
+    """In a process of their own: torch cannot compile functions whose shapes the tests check."""
+    code = """
+import pathlib, sys, trainings
+trainings.prepare()
+for words in (["first", "fast"], ["second", "fast"], ["plain"]):
+    trainings.once(pathlib.Path(sys.argv[1]) / words[0], *words[1:])
+"""
+    where = Path(trainings.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=where, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     first, second, plain = (runs.read(tmp_path / name) for name in ("first", "second", "plain"))
     assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()
     assert_close(first.weights, plain.weights, atol=2e-3)  # stored in float16

@@ -13,10 +13,10 @@ FOLDERS = sorted(p.parent for p in PUBLISHED.glob("*/provenance.json"))
 SHORT = experiments.published("table1", "short")
 
 
-def test_those_of_cifar10_fit_into_60_megabytes_and_all_into_90():
+def test_those_of_cifar10_fit_into_100_megabytes_and_all_into_130():
     sizes = {folder.name: sum(p.stat().st_size for p in folder.iterdir()) for folder in FOLDERS}
-    assert sum(size for name, size in sizes.items() if name.startswith("cifar10")) < 60e6
-    assert sum(sizes.values()) < 90e6
+    assert sum(size for name, size in sizes.items() if name.startswith("cifar10")) < 100e6
+    assert sum(sizes.values()) < 130e6
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)

@@ -3,15 +3,13 @@
 import hashlib
 import os
 import tarfile
-import tempfile
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
+from csglib.data import download
 from csglib.data.images import Dataset, Images
 from csglib.errors import Problem
 from csglib.paths import ROOT, digest, folder
@@ -94,17 +92,14 @@ def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIF
     if target.exists():
         verify_cifar10(root)
         return target
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as tmp:
-        archive = Path(tmp) / "cifar10.tar.gz"
+    with download.beside(root) as tmp:
+        archive = tmp / "cifar10.tar.gz"
         try:
-            with urllib.request.urlopen(url, timeout=60) as source, archive.open("wb") as sink:
-                size = int(source.headers.get("Content-Length") or 0) or None
-                with tqdm.wrapattr(source, "read", total=size, desc="CIFAR-10") as stream:
-                    while block := stream.read(1 << 20):
-                        if sink.tell() > CIFAR10_BYTES:
-                            raise OSError("it is larger than the release")
-                        sink.write(block)
+            with download.stream(url, "CIFAR-10") as source, archive.open("wb") as sink:
+                while block := source.read(1 << 20):
+                    if sink.tell() > CIFAR10_BYTES:
+                        raise OSError("it is larger than the release")
+                    sink.write(block)
         except OSError as error:
             raise Problem(
                 f"could not download {url} ({error}): try again, or put the release's files into {target} by hand"
@@ -118,6 +113,6 @@ def get_cifar10(root: Path | None = None, url: str = CIFAR10_URL, md5: str = CIF
                 tar.extractall(tmp, filter="data")  # refuses paths that leave the folder
         except tarfile.TarError as error:
             raise Problem(f"the archive from {url} cannot be unpacked ({error}): try again") from None
-        verify_cifar10(Path(tmp))
-        os.rename(Path(tmp) / CIFAR10_FOLDER, target)
+        verify_cifar10(tmp)
+        os.rename(tmp / CIFAR10_FOLDER, target)
     return target

@@ -7,7 +7,6 @@ line; a line that ends with -1, as in VOC's lists of one class, is left out.
 import os
 import re
 import tarfile
-import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from csglib.data import download
 from csglib.data.pictures import Report, composed, endings, part_of, plain
 from csglib.errors import Problem
 from csglib.files import MIB, check_size, read_text, short
@@ -188,19 +188,18 @@ def get_voc(year: str = "2010", root: Path | None = None) -> Path:
     if target.exists():
         voc_folder(target)
         return target
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as tmp:
+    with download.beside(root) as tmp:
         before = vars(tarfile.TarFile)["extraction_filter"]
         tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
         try:
-            VOCDetection(tmp, year, "trainval", download=True)  # checks the archive's md5; the filter keeps it in its folder
+            VOCDetection(str(tmp), year, "trainval", download=True)  # checks the archive's md5; the filter keeps it there
         except (OSError, RuntimeError, tarfile.TarError) as error:
             raise Problem(
                 f"could not download PASCAL VOC {year} ({error}): try again, or unpack its VOCdevkit into {target} by hand"
             ) from None
         finally:
             tarfile.TarFile.extraction_filter = before
-        for archive in Path(tmp).glob("*.tar"):
+        for archive in tmp.glob("*.tar"):
             archive.unlink()
         os.rename(tmp, target)
         os.mkdir(tmp)  # for its own removal

@@ -6,17 +6,14 @@ The address stands in pyproject.toml alone.  `make address` writes it into the n
 import os
 import sys
 import tarfile
-import tempfile
 import tomllib
-import urllib.request
 import zipfile
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path, PurePosixPath
 
-from tqdm.auto import tqdm
-
 from csglib import runs
+from csglib.data.download import beside, stream
 from csglib.errors import Problem
 from csglib.files import MIB
 from csglib.paths import ROOT
@@ -24,7 +21,7 @@ from csglib.recipe import NAME
 from csglib.runs import Run, schema
 
 UNKNOWN = "OWNER/NAME"  # what pyproject.toml says as long as nobody has pushed the project anywhere
-ARCHIVE = 4096 * MIB  # more than the repository's archive will ever unpack to: the published runs take 80 MiB
+ARCHIVE = 4096 * MIB  # more than the repository's archive will ever unpack to: the published runs take some 90 MB
 
 
 def repository() -> str:
@@ -53,17 +50,14 @@ def get_runs(folder: Path | None = None, url: str | None = None) -> tuple[int, i
             "the address of the repository is not known to this copy: clone the repository, which holds the runs in data/runs"
         )
     url = url or f"{repository()}/archive/HEAD.tar.gz"
-    folder.mkdir(parents=True, exist_ok=True)
     remedy = "try again, or clone the repository, which holds the runs in data/runs"
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as tmp:
+    with beside(folder) as tmp:
         try:
-            with urllib.request.urlopen(url, timeout=60) as source:
-                size = int(source.headers.get("Content-Length") or 0) or None
-                with tqdm.wrapattr(source, "read", total=size, desc="runs") as stream:
-                    unpack_runs(stream, Path(tmp))
+            with stream(url, "runs") as source:
+                unpack_runs(source, tmp)
         except (OSError, EOFError, tarfile.TarError) as error:
             raise Problem(f"could not fetch the runs from {url} ({error}): {remedy}") from None
-        found = sorted(p for p in Path(tmp).iterdir())
+        found = sorted(tmp.iterdir())
         if not found:
             raise Problem(f"{url} holds no run under data/runs: {remedy}")
         new = [p for p in found if not (folder / p.name).exists()]
