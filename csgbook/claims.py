@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from csgbook import leak, measured, schedules, verdicts
+from csgbook.from_images import class_matrix, reach
 from csgbook.papers import CLAIMS, UNCONFIRMED, Claim
 from csglib import networks
 from csglib.analysis import attacks, metrics
 from csglib.errors import Problem
 from csglib.recipe import Recipe
 from csglib.runs import Run
-from csglib.runs.inference import fitted_matrix, sample_maps
 
 START = ("dataset", "net", "weights", "holdout", "batch_size")  # with the seed: first weights, and images in their order
 SETTING = ("dataset", "holdout", "epochs", "lr", "lr_schedule", "precision", "loop")  # what both sides of a claim share
@@ -28,11 +28,6 @@ PRESUMED = Recipe(epochs=200, lr=0.1, lr_schedule="steps", weight_decay=1e-4)  #
 
 def information_overlap(run: Run) -> float:
     return metrics.overlap(metrics.information(run.readout), run.readout.gate)
-
-
-def class_matrix(run: Run) -> torch.Tensor:
-    """The run's gate; for a network without one, each filter to the class whose training images excite it most."""
-    return fitted_matrix(run) if run.readout.gate is None else run.readout.gate
 
 
 def contrast(vectors: Callable[[Run], torch.Tensor], run: Run) -> float:
@@ -94,7 +89,7 @@ STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "removed_gain": lambda run: removed(run)[1] - run.metrics["accuracy"],
     "own_share": lambda run: metrics.own_share(run.readout),
     "hoyer": lambda run: metrics.hoyer(run.readout.features),
-    "reach": lambda run: metrics.reach(sample_maps(run)).nanmean().item(),
+    "reach": reach,
     "acc3": lambda run: metrics.clusters(run.readout, class_matrix(run))[1],
     "followed": lambda run: leak.of(run).followed,
     "by_own_row": lambda run: leak.of(run).by_logit,

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from csgbook import measured, verdicts
+from csgbook import verdicts
+from csgbook.from_images import class_matrix
 from csglib.methods.csg import alternate
 from csglib.readout import Readout
 from csglib.runs import Run
-from csglib.runs.inference import fitted_matrix
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,8 @@ def measure(readout: Readout, matrix: Float[Tensor, "C K"]) -> Rows:
     )
 
 
-FITTED: dict[str, Tensor] = {}  # by the digest of a run's weights, since each takes seconds
-
-
-def matrix_of(run: Run) -> Float[Tensor, "C K"]:
-    """The run's gate; of a network without one, each filter goes to the class whose training images excite it most."""
-    if run.readout.gate is not None:
-        return run.readout.gate
-    weights = measured.weights(run)
-    if weights not in FITTED:
-        FITTED[weights] = fitted_matrix(run)
-    return FITTED[weights]
-
-
 def of(run: Run) -> Rows:
-    return measure(run.readout, matrix_of(run))
+    return measure(run.readout, class_matrix(run))
 
 
 def share(right: Bool[Tensor, " *n"]) -> float:
