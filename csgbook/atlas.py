@@ -18,7 +18,7 @@ from torch import Tensor
 
 from csgbook import photograph
 from csgbook.explore import STYLE
-from csgbook.markup import render
+from csgbook.markup import bundle, render, sprite
 from csgbook.views import fixed
 from csglib import Problem
 from csglib.analysis import metrics
@@ -191,7 +191,7 @@ class Atlas:
     def sprite(self) -> str:
         """The style that carries the pictures, once for all tiles and cards."""
         n = len(self.shown)
-        address = photograph.address(self.sample.images[self.shown], ACROSS, QUALITY)
+        address = sprite(self.sample.images[self.shown], ACROSS, QUALITY)
         return f"--sprite:url({address});--across:{ACROSS};--down:{-(-n // ACROSS)}"
 
     def page(self, key: str, k: int) -> str:
@@ -267,13 +267,7 @@ class Atlas:
         return w.VBox([key, number, view])
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        bundle = {"text/plain": f"Atlas({', '.join(w.name for w in self.walls)})", "text/html": self.to_html()}
-        try:
-            box = self.widget()
-        except ImportError:
-            return bundle
-        view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-        return bundle | {"application/vnd.jupyter.widget-view+json": view}
+        return bundle(f"Atlas({', '.join(w.name for w in self.walls)})", self)
 
 
 def style() -> str:

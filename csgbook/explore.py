@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from csgbook.markup import control_html, packed, render, sprite
+from csgbook.markup import bundle, control_html, packed, render, sprite
 from csgbook.views import THRESHOLDS, VIEWS, gated_data
 from csglib.analysis import metrics
 from csglib.data.images import Images
@@ -122,13 +122,7 @@ class Explorer:
         return w.VBox([*parts, view])
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        bundle = {"text/plain": f"Explorer({self.title!r})", "text/html": self.to_html()}
-        try:
-            box = self.widget()
-        except ImportError:
-            return bundle
-        view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-        return bundle | {"application/vnd.jupyter.widget-view+json": view}
+        return bundle(f"Explorer({self.title!r})", self)
 
 
 def sparsity(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, ...], n: int = 2000) -> Explorer:

@@ -30,15 +30,28 @@ def packed(value):
     }
 
 
-def sprite(images: torch.Tensor, across: int = 32) -> str:
-    """All images side by side in one picture, as a data address."""
+def bundle(text: str, figure) -> dict:
+    """What Jupyter shows of a figure: its HTML, and with ipywidgets its widget."""
+    shown = {"text/plain": text, "text/html": figure.to_html()}
+    try:
+        box = figure.widget()
+    except ImportError:
+        return shown
+    return shown | {
+        "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    }
+
+
+def sprite(images: torch.Tensor, across: int = 32, quality: int | None = 70) -> str:
+    """All images side by side in one WebP, as a data address; lossless where the quality is None."""
     n, _, h, w = images.shape
     canvas = np.zeros((-(-n // across) * h, across * w, 3), np.uint8)
     for j, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         y, x = divmod(j, across)
         canvas[y * h : (y + 1) * h, x * w : (x + 1) * w] = image
     file = io.BytesIO()
-    Image.fromarray(canvas).save(file, "WEBP", quality=70)
+    options = {"lossless": True} if quality is None else {"quality": quality}
+    Image.fromarray(canvas).save(file, "WEBP", **options)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 

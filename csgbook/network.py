@@ -17,9 +17,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from csgbook import photograph
 from csgbook.explore import STYLE
-from csgbook.markup import heat_map
+from csgbook.markup import bundle, heat_map, sprite
 from csgbook.views import fixed
 from csglib import Problem
 from csglib.analysis import metrics
@@ -155,7 +154,7 @@ class NetworkInPage:
         told = "Your own image" if state.label is None else f"A test image of class {self.classes[state.label]}"
         return (
             f'<div class="net-input"><div class="net-image" role="img" aria-label="{html.escape(told)}" '
-            f'style="background-image:url({photograph.address(state.pixels[None], 1)})"></div><p>{html.escape(told)}</p></div>'
+            f'style="background-image:url({sprite(state.pixels[None], 1, None)})"></div><p>{html.escape(told)}</p></div>'
             f'<div class="net-pair">{networks}</div>'
         )
 
@@ -180,7 +179,7 @@ class NetworkInPage:
         script = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
         return (
             f'<figure class="{CLASS}" id="{uid}" aria-label="{self.title}" '
-            f'style="--sprite:url({photograph.address(self.images.images, ACROSS)})"><style>{style()}</style>'
+            f'style="--sprite:url({sprite(self.images.images, ACROSS, None)})"><style>{style()}</style>'
             f'{controls(uid, self.classes, self.images)}<p class="csg-note net-note" role="alert" hidden></p>'
             f'<div class="csg-view">{self.page(self.start())}</div><p class="net-time"></p>'
             f'<p class="csg-status" role="status"></p><figcaption>{html.escape(self.caption)} <noscript>Choosing an image and '
@@ -196,13 +195,7 @@ class NetworkInPage:
         return made(self)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        bundle = {"text/plain": f"NetworkInPage({', '.join(m.name for m in self.members)})", "text/html": self.to_html()}
-        try:
-            box = self.widget()
-        except ImportError:
-            return bundle
-        view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-        return bundle | {"application/vnd.jupyter.widget-view+json": view}
+        return bundle(f"NetworkInPage({', '.join(m.name for m in self.members)})", self)
 
 
 def style() -> str:

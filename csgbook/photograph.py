@@ -51,19 +51,6 @@ def prepared(content: bytes) -> tuple[UInt8[Tensor, "3 32 32"], str]:
     return torch.from_numpy(np.floor(mean + 0.5).astype(np.uint8)).permute(2, 0, 1).contiguous(), " ".join(told)
 
 
-def address(images: UInt8[Tensor, "N 3 h w"], across: int, quality: int | None = None) -> str:
-    """All images side by side as one WebP in a data address; lossless unless a quality of 0 to 100 is given."""
-    N, _, h, w = images.shape
-    canvas = np.zeros((-(-N // across) * h, across * w, 3), np.uint8)
-    for j, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        y, x = divmod(j, across)
-        canvas[y * h : (y + 1) * h, x * w : (x + 1) * w] = image
-    file = io.BytesIO()
-    options = {"lossless": True} if quality is None else {"quality": quality}
-    Image.fromarray(canvas).save(file, "WEBP", **options)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def shade(values: UInt8[Tensor, "h w"]) -> str:
     """A black sheet to lay over a picture, clear where a value is 255 and three quarters dark where it is 0."""
     pixels = np.zeros((*values.shape, 4), np.uint8)
