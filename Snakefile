@@ -15,7 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from csgbook import experiments, measured, schedules
+from csgbook import experiments, measured
+from csgbook.evidence import schedules
 from csglib import Problem, files, runs
 from csglib.precision import pick_device
 from csglib.training import pace
@@ -122,7 +123,7 @@ rule results:
     input:
         MEASURED,
         "book/experiments.yml",
-        sources(Path("csgbook/claims.py").absolute()),
+        sources(Path("csgbook/evidence/verdicts.py").absolute()),
         [folder for page in PAGES for folder in runs_of(page)],
     output:
         f"{DONE}/results.json",

@@ -52,10 +52,10 @@ def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = P
         runs_folder: Where their runs lie.
         out: The file to write.
     """
-    from csgbook import claims
+    from csgbook.evidence import verdicts
     from csglib.files import write
 
-    judged = claims.every(profile, runs_folder)
+    judged = verdicts.every(profile, runs_folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     write(out, json.dumps(judged, indent=2) + "\n")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from csgbook import papers
+from csgbook import claims
 from csglib import data, runs
 from csglib.errors import Problem, check_name
 from csglib.files import MIB, check_size, parse_json, short
@@ -130,7 +130,7 @@ def native_form(recipe: Recipe) -> tuple[str, str]:
 
 
 def check_forms(page: str, profile_name: str, groups: dict[str, list[Recipe]]) -> None:
-    for claim in papers.CLAIMS:
+    for claim in claims.CLAIMS:
         if claim.page == page and claim.over:
             sides = [groups.get(name, []) for name in (claim.of, claim.over)]
             if len({r.form for side in sides for r in side}) > 1:

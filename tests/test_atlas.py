@@ -13,7 +13,8 @@ from conftest import ROOT
 from PIL import Image
 from test_network import wrapped
 
-from csgbook import atlas, atlas_words, experiments
+from csgbook import experiments
+from csgbook.explorers import atlas, atlas_words
 from csglib import Problem, data
 from csglib.analysis import metrics
 

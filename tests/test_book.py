@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
-from csgbook import experiments, papers
+from csgbook import claims, experiments
 from csglib import Problem
 from csglib.paths import ROOT
 
@@ -42,7 +42,7 @@ def test_source_notebooks_are_clean_and_short(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_figure_has_a_caption_and_an_alt_text(path):
-    draws = r"figures\.\w+\(|applications\.(looks|attacked|detection_curves|exciting)\("
+    draws = r"figures\.\w+\(|located\.looks\(|attacked\.(pictures|detection_curves)\("
     drawn = [c for c in code_cells(path) if re.search(draws, c.source)]
     assert drawn or re.search(r"\b(explore|network|atlas)\.", str(code_cells(path)))
     for cell in drawn:
@@ -109,7 +109,7 @@ def test_an_unknown_profile_stops_before_anything_runs(tmp_path):
 
 def test_results_list_every_claim_with_its_runs(html):
     results = json.loads((BUILD / "results.json").read_text())
-    assert [r["id"] for r in results] == [c.id for c in papers.CLAIMS]
+    assert [r["id"] for r in results] == [c.id for c in claims.CLAIMS]
     for r in results:
         assert {"page", "paper", "source", "ours", "low", "high", "n", "verdict", "runs", "keys", "schedule"} <= set(r)
         unmeasured = r["page"] in ("localisation", "adversarial")  # tools measure published runs, and animals are not here
@@ -144,7 +144,7 @@ def test_every_run_behind_a_claim_has_its_entry_with_recipe_and_commit(html):
     assert len(list((html / "_downloads").rglob("provenance.json"))) >= 5
 
 
-@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in papers.CLAIMS))
+@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in claims.CLAIMS))
 def test_a_page_of_results_opens_with_its_answer_and_ends_with_its_provenance(page, html):
     text = (html / f"{page}.html").read_text()
     answered = page not in ("localisation", "adversarial")  # tools measure published runs, and animals are not here

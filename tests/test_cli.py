@@ -227,7 +227,7 @@ def test_runs_lists_each_run_of_a_folder(run, csglib):
 
 
 def test_results_judges_every_claim(csgbook, workplace):
-    from csgbook.claims import CLAIMS
+    from csgbook.evidence.verdicts import CLAIMS
 
     (workplace / "none").mkdir()
     code, _, _ = csgbook("results", "--runs-folder", workplace / "none", "--out", workplace / "deep" / "results.json")

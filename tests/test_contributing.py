@@ -102,7 +102,7 @@ def test_a_method_is_added_by_a_file_of_its_own_and_changes_in_three(copied):
 
 
 def test_an_experiment_is_added_by_changing_two_files(copied):
-    assert touched("add-an-experiment") == {"book/experiments.yml", "csgbook/papers.py"}
+    assert touched("add-an-experiment") == {"book/experiments.yml", "csgbook/claims.py"}
     apply("add-an-experiment", copied)
     told = python(copied, EXPERIMENT).splitlines()
     short = [line for line in told if "gate-momentum 0.0" in line]

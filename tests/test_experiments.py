@@ -65,7 +65,7 @@ def test_quick_reads_the_runs_of_short_and_trains_nothing():
 
 
 def test_the_paper_profile_follows_the_presumed_schedule_and_short_does_not():
-    from csgbook.claims import presumed
+    from csgbook.evidence.verdicts import presumed
 
     assert not any(presumed(r) for group in experiments.recipes("table1", "short").values() for r in group)
     assert all(presumed(r) for group in experiments.recipes("table1", "paper").values() for r in group)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import BUILD, open_page
 
-from csgbook import experiments, explore, views
-from csgbook.explore import Control
+from csgbook import experiments
+from csgbook.explorers import explore, views
+from csgbook.explorers.explore import Control
 from csglib import Problem, data
 from csglib.analysis import metrics
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from csgbook import figures
+from csgbook.pages import figures
 from csglib import data
 from csglib.analysis import metrics
 

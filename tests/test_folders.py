@@ -18,8 +18,9 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from csgbook import applications, explore, figures, tables, views
-from csgbook.markup import in_markdown
+from csgbook.embed import in_markdown
+from csgbook.explorers import explore, views
+from csgbook.pages import figures, origin, tables
 from csglib import Problem, data, runs
 from csglib.data import folders, pictures
 from csglib.recipe import Recipe
@@ -357,7 +358,7 @@ def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
         figures.gate(run, classes), figures.gate_film(run.readout.gates, classes=classes),
         figures.gate_and_information(one, classes), figures.centres(one, classes), figures.clusters(one, classes),
         figures.owned(group, classes), figures.confusions(one, torch.tensor([0, 2]), classes),
-        figures.removals({"CSG": torch.rand(3, 3)}, classes), applications.exciting(run, images, classes),
+        figures.removals({"CSG": torch.rand(3, 3)}, classes), figures.exciting(run, images, classes),
     ]  # fmt: skip
     for figure in named:
         figure.canvas.draw()
@@ -382,8 +383,8 @@ def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
     assert boxes == [name.replace("$", "\uff04") for name in classes]
     for table in (tables.removal(group, draws=2), tables.overlap(group, draws=2), tables.correlation(group)):
         assert "CSG" in table.data
-    assert "folder:zoo@32" in tables.provenance(group).data
-    assert "folder:zoo@32" in tables.run_entry(run)
+    assert "folder:zoo@32" in origin.strip(group).data
+    assert "folder:zoo@32" in origin.run_entry(run)
     assert inference.sample(run).shape[1:] == (3, 32, 32)
 
 
@@ -399,7 +400,7 @@ def test_an_explorer_of_more_classes_than_its_numbers_hold_is_refused(n, make):
     "name", [*ODD, "<img src=x onerror=alert(1)>", "`id`", "[a](b)", "![a](b)", "{{x}}", "a\\|b", "~~a~~", "# a"]
 )
 def test_a_name_in_markdown_is_a_text(name):
-    table = applications.grid({"CSG": {in_markdown(name): "1"}}, "Network").data
+    table = tables.grid({"CSG": {in_markdown(name): "1"}}, "Network").data
     page = MarkdownIt("commonmark").enable("table").enable("strikethrough").use(dollarmath_plugin).render(table)
     found = Texts(page)
     assert "".join(found.texts) == f"Network{name}CSG1"

@@ -15,10 +15,11 @@ FILES = sorted(p for package in sources.PACKAGES for p in (ROOT / package).rglob
 # Each may import what stands before it, and files of its own folder
 ORDER = ["errors", "paths", "files", "recipe", "readout", "precision"]
 ORDER += ["data", "networks", "methods", "analysis", "runs", "training"]
+ORDER_OF_THE_BOOK = ["claims", "experiments", "measured", "evidence", "embed", "pages", "explorers", "cli"]
 
 
 def place(path: Path) -> str:
-    return path.relative_to(ROOT / "csglib").parts[0].removesuffix(".py")
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
 
 
 def imports(path: Path, top: bool) -> set[Path]:
@@ -38,6 +39,13 @@ def test_the_library_does_not_know_the_book_and_its_folders_follow_each_other(pa
         assert {place(p) for p in found} - {"__init__"} <= set(known)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "csgbook").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_folders_of_the_book_follow_each_other(path):
+    found = {place(p) for p in imports(path, top=False) if p.is_relative_to(ROOT / "csgbook")} - {"__init__"}
+    if place(path) != "__init__":
+        assert found <= set(ORDER_OF_THE_BOOK[: ORDER_OF_THE_BOOK.index(place(path)) + 1])
+
+
 def test_no_module_imports_itself_by_way_of_others():
     above = {path: {folder / "__init__.py" for folder in path.parents} for path in FILES}  # imported before it in any case
     graph = {path: imports(path, top=True) - above[path] for path in FILES}
@@ -50,6 +58,6 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_a_page_depends_on_what_it_imports_and_on_nothing_else():
     """A change in the table of speed executes no notebook anew."""
     table1 = sources.sources(ROOT / "book" / "table1.ipynb")
-    assert {"csgbook/tables.py", "csgbook/verdicts.py", "csglib/analysis/metrics.py"} <= set(table1)
-    assert not {"csgbook/speed.py", "csgbook/worked.py", "csglib/training/loop.py"} & set(table1)
-    assert "csgbook/explore.js" in sources.sources(ROOT / "book" / "explore.ipynb")
+    assert {"csgbook/pages/tables.py", "csgbook/evidence/rules.py", "csglib/analysis/metrics.py"} <= set(table1)
+    assert not {"csgbook/pages/benchmarks.py", "csgbook/explorers/worked.py", "csglib/training/loop.py"} & set(table1)
+    assert "csgbook/explorers/explore.js" in sources.sources(ROOT / "book" / "explore.ipynb")

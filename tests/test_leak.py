@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from csgbook import claims, leak, leak_figures, leak_tables, measured, papers
+from csgbook import claims, measured
+from csgbook.evidence import leak, verdicts
+from csgbook.pages import leak_figures, leak_tables
 from csglib.data import cifar10
 from csglib.paths import ROOT
 from csglib.readout import Readout
@@ -244,9 +246,9 @@ def test_the_short_answer_says_yes_only_where_the_gated_path_follows_its_row(run
 
 
 def test_the_claims_of_the_page_are_questions_of_the_book_and_are_judged_by_their_runs(run, bare):
-    own = [c for c in papers.CLAIMS if c.page == "label-leak"]
+    own = [c for c in claims.CLAIMS if c.page == "label-leak"]
     assert len(own) == 3 and all(c.question for c in own)
     followed = next(c for c in own if c.metric == "followed")
-    told = claims.judge(followed, {"csg": [run], "std": [bare]})
+    told = verdicts.judge(followed, {"csg": [run], "std": [bare]})
     rows = [leak.of(each).followed for each in (run, bare)]
     assert told["ours"] == pytest.approx(rows[0] - rows[1]) and told["verdict"] == "inconclusive: one seed"

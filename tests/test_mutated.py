@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from csgbook import applications, experiments, measured, simulate, tables
+from csgbook import experiments, measured
+from csgbook.evidence import simulate
+from csgbook.pages import attacked, located, tables
 from csglib import Problem, data, files, networks, paths, runs
 from csglib.data import cifar10, objects
 from csglib.paths import PUBLISHED
@@ -199,15 +201,15 @@ def show(kind: str, values: dict) -> None:
     elif kind == "third-party-resnet20":
         tables.third_party()
     elif kind == "animals-trials":
-        applications.trials()
+        located.trials()
     elif kind == "first-verdicts":
         simulate.changed()
     elif kind == "label-leak":
-        from csgbook import leak_figures, leak_tables
+        from csgbook.pages import leak_figures, leak_tables
 
         leak_tables.questions({}), leak_tables.random_table(), leak_figures.random_labels(), leak_tables.random_note()
     else:
-        for page in (applications.detection, applications.turned, applications.localisation, applications.filters_of_classes):
+        for page in (attacked.detection, attacked.turned, located.scores, located.filters_of_classes):
             page(runs_)
 
 

@@ -14,8 +14,9 @@ import torch
 from conftest import LONG, ROOT
 from PIL import Image
 
-from csgbook import experiments, network, network_words, photograph
-from csgbook.network import State
+from csgbook import experiments
+from csgbook.explorers import network, network_words, photograph
+from csgbook.explorers.network import State
 from csglib import Problem, data
 
 sys.path.insert(0, str(ROOT / "tools" / "ext"))

@@ -19,7 +19,7 @@ from conftest import BIN, ROOT
 from papermill.translators import PythonTranslator
 from safetensors import safe_open
 
-from csgbook import papers
+from csgbook import claims
 from csglib import files, paths, runs
 from csglib.paths import PUBLISHED
 from csglib.recipe import Recipe
@@ -34,7 +34,7 @@ EXPERIMENTS = {
         "quick": {"train": False, "seeds": [0], "recipe": {"epochs": 30, "precision": "bfloat16"}},
     },
     "experiments": {"std": {"method": "standard"}},
-    "pages": {page: {} for page in dict.fromkeys(c.page for c in papers.CLAIMS)} | {"table1": {"experiments": ["std"]}},
+    "pages": {page: {} for page in dict.fromkeys(c.page for c in claims.CLAIMS)} | {"table1": {"experiments": ["std"]}},
 }
 STD = Recipe(method="standard", precision="bfloat16")
 USE = (
@@ -95,7 +95,7 @@ def published_whole(build: Path, pages: list[str]) -> None:
         if not path.name.endswith(".part.ipynb"):
             assert all(c.execution_count for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"), path
     for path in build.rglob("results.json"):
-        assert len(json.loads(path.read_text())) == len(papers.CLAIMS)
+        assert len(json.loads(path.read_text())) == len(claims.CLAIMS)
     if (build / "html" / "index.html").exists():
         assert {p.name for p in (build / "html").glob("*.html")} >= {f"{page}.html" for page in pages}
 
@@ -313,7 +313,7 @@ def test_a_hostile_net_in_the_experiments_file_stops_the_pipeline(copied):
 
 
 def test_class_names_are_escaped_in_an_explorer(run):
-    from csgbook import markup
+    from csgbook.explorers import markup
 
     name = "<img src=x onerror=alert(1)>"
     view = {"numbers": [(name, name)], "table": {"head": [name], "rows": [[name, (name, 0.5)]]}}
@@ -322,7 +322,7 @@ def test_class_names_are_escaped_in_an_explorer(run):
 
 @pytest.mark.parametrize("name", ["<!--<script>", "</script><img src=x onerror=alert(1)>", "<b>"])
 def test_class_names_stay_values_in_an_explorers_data(name, run):
-    from csgbook import explore
+    from csgbook.explorers import explore
 
     text = explore.sparsity({"CSG": (run, run.readout.gate)}, (name,) * 10, n=100).to_html()
     assert name not in text and text.count("<script") == 2 == text.count("</script>")

@@ -1,4 +1,4 @@
-"""What holds for any gate and any features, beside the properties in test_gate, test_information and test_verdicts."""
+"""What holds for any gate and any features, beside the properties in test_gate, test_information and test_rules."""
 
 import math
 import warnings

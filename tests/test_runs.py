@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 import shlex
@@ -6,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_origin
 
 import jsonschema
 import pytest
@@ -19,7 +21,7 @@ from torch import nn
 from csglib import Problem, data, networks, paths, runs
 from csglib.analysis import metrics
 from csglib.readout import Readout
-from csglib.recipe import Recipe
+from csglib.recipe import KINDS, Recipe, checked
 from csglib.runs import inference, packing, provenance, schema
 from csglib.runs.verify import verify
 from csglib.training import trainer
@@ -95,10 +97,17 @@ def test_every_field_counts_in_the_key():
     assert len(keys) == 1 + len(dataclasses.fields(Recipe))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("momentum", 0.99), ("gate_start", 1.0), ("seed", 2**40 - 1), ("weight_decay", 0.0)]
+)
+def test_the_ends_of_an_interval_belong_to_it_where_its_bracket_says_so(name, value):
+    assert getattr(Recipe(**{name: value}), name) == value
+
+
 def test_equal_recipes_share_a_key_even_if_one_was_written_with_whole_numbers():
     """In a fresh process, since the types that these tests check would refuse the recipe before its key is made."""
     code = """
-from csglib.recipe import Recipe
+from csglib.recipe import KINDS, Recipe, checked
 whole, real = Recipe(lr=1, precision="float32"), Recipe(lr=1.0, precision="float32")
 print(whole == real, whole.key == real.key)
 """
@@ -136,8 +145,11 @@ def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch)
 @pytest.mark.parametrize(
     "field, value",
     [
+        ("dataset", "a/../b"),
+        ("net", "/etc"),
         ("epochs", 0),
         ("seed", -1),
+        ("seed", 2**40),
         ("batch_size", 1),
         ("lr", 0.0),
         ("lr", float("nan")),
@@ -154,13 +166,20 @@ def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch)
         ("gate_penalty", -1.0),
         ("gate_density", -0.1),
         ("gate_density", 1.5),
+        ("holdout", -1),
+        ("weights", "old"),
         ("precision", "float8"),
         ("loop", "faster"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_field(field, value):
-    with pytest.raises(Problem, match=f"^{field} .*: "):
-        Recipe(**{field: value})
+    """Of choices the types that these tests check would refuse the recipe itself before its own check does."""
+    refused = functools.partial(pytest.raises, Problem, match=f"^{field} .* is out of range: use ")
+    with refused():
+        checked(field, KINDS[field], value)
+    if get_origin(KINDS[field]) is not Literal:
+        with refused():
+            Recipe(**{field: value})
 
 
 def test_a_recipe_survives_json():

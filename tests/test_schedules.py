@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from csgbook import claims, experiments, growth, papers, schedules
+from csgbook import claims, experiments
+from csgbook.evidence import schedules, verdicts
+from csgbook.pages import growth
 from csglib import Problem
 from csglib.recipe import Recipe
 from csglib.runs import Run
@@ -53,16 +55,16 @@ def test_the_longest_schedule_that_can_decide_leads_and_the_others_stand_beside_
     published(trained((3, 3, 1), 0.01, **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
     by_schedule = schedules.found("table1", "quick")
     assert [r["csg"][0].recipe.epochs for r in by_schedule] == [200, 30]
-    judged = {c["id"]: c for c in claims.of_page("table1", *by_schedule)}
+    judged = {c["id"]: c for c in verdicts.of_page("table1", *by_schedule)}
     order, matched, number = (judged[name] for name in ("accuracy-order", "accuracy-matched", "accuracy-std"))
     assert order["schedule"] == "200 epochs, steps" and [c["schedule"] for c in order["also"]] == ["30 epochs, one cycle"]
     assert matched["schedule"] == "30 epochs, one cycle" and matched["also"][0]["verdict"] == "inconclusive: one seed"
     assert number["verdict"] != "inconclusive: another schedule" == number["also"][0]["verdict"]
-    table = claims.markdown(list(judged.values())).splitlines()
+    table = verdicts.markdown(list(judged.values())).splitlines()
     assert (
         sum(line.startswith("| *the same* |") for line in table) == len(judged) and len({t.count("|") for t in table[:19]}) == 1
     )
-    text = claims.answer(list(judged.values()))
+    text = verdicts.answer(list(judged.values()))
     assert text.startswith("**After 200 epochs, steps: ") and "interval holds 0; 3 seeds; after 30 epochs, one cycle" in text
     named = schedules.named(by_schedule)
     assert set(named) == {f"{name}, {n} epochs" for name in METHODS for n in (200, 30)}
@@ -74,7 +76,7 @@ def test_with_runs_of_one_schedule_there_is_no_other(profile, trained, published
     published(trained((0, 0, 0), **LONG), trained((3, 3, 3)), trained((1, 0, 0), epochs=10))
     by_schedule = schedules.found("table1", profile)
     assert len(by_schedule) == 1 and set(schedules.named(by_schedule)) == set(METHODS)
-    assert all(c["also"] == [] for c in claims.of_page("table1", *by_schedule))
+    assert all(c["also"] == [] for c in verdicts.of_page("table1", *by_schedule))
     assert {r.recipe.epochs for r in schedules.beside("table1", profile)} == {10, 30}
     assert {r.recipe.epochs for r in schedules.beside("representation", "short")} == {30}
 
@@ -83,7 +85,7 @@ def test_without_runs_the_page_is_empty_and_says_so(trained, published):
     published(*[trained((0, 0, 0))] * 3)
     by_schedule = schedules.found("table1", "quick")
     assert by_schedule == [trained((0, 0, 0))] and schedules.beside("table1", "quick") == []
-    assert {c["verdict"] for c in claims.of_page("table1", *by_schedule)} == {"not run here"}
+    assert {c["verdict"] for c in verdicts.of_page("table1", *by_schedule)} == {"not run here"}
     lengths = schedules.lengths("quick")
     assert list(lengths) == [10, 30, 200] and growth.gaps(lengths) == []
     assert growth.gap_table(lengths).data.count("after") == 3 and "is open" in growth.gap_table(lengths).data
@@ -110,7 +112,7 @@ def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
     published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
     text = growth.gap_table(schedules.lengths("quick")).data
     assert "moves by +0.0000 (+0.0000 to +0.0000): no change is seen" in text
-    c = claims.judge(papers.CLAIMS[2], trained((3, 3, 3)))
+    c = verdicts.judge(claims.CLAIMS[2], trained((3, 3, 3)))
     assert growth.by_seed(c) == pytest.approx(dict(enumerate(np.subtract(ACCURACY["csg"], ACCURACY["std"]))))
     other = trained((3, 3, 3), **LONG)
     other = {
@@ -138,9 +140,9 @@ def test_runs_that_should_not_be_compared_stop_every_place_that_compares_them(tr
     mixed["std"] = [dataclasses.replace(r, recipe=dataclasses.replace(r.recipe, loop="fast")) for r in mixed["std"]]
     published(trained((0, 0, 0)), mixed, trained((0, 0, 0)))
     for use in (
-        lambda: claims.of_page("table1", *schedules.found("table1", "quick")),
+        lambda: verdicts.of_page("table1", *schedules.found("table1", "quick")),
         lambda: growth.gap_table(schedules.lengths("quick")),
-        lambda: claims.every("quick"),
+        lambda: verdicts.every("quick"),
     ):
         with pytest.raises(Problem, match="differ in loop"):
             use()
@@ -166,7 +168,7 @@ def test_a_book_with_other_profiles_or_experiments_shows_what_it_has(monkeypatch
 
 def test_the_tables_of_metrics_name_their_schedules_and_the_papers_numbers_stand_in_the_first(trained, published):
     published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
-    text = growth.metrics_tables(schedules.found("table1", "quick"), {"paper": papers.paper_values("table1")}).data
+    text = growth.metrics_tables(schedules.found("table1", "quick"), {"paper": claims.paper_values("table1")}).data
     first, second = text.split("After 30 epochs, one cycle:")
     assert first.startswith("After 200 epochs, steps:") and "0.9192" in first and "0.9192" not in second
     assert "0.1000 (unconfirmed)" in first
@@ -175,5 +177,5 @@ def test_the_tables_of_metrics_name_their_schedules_and_the_papers_numbers_stand
 def test_the_list_of_results_has_every_claim_with_its_verdict_in_order(monkeypatch, csgbook, tmp_path):
     code, _, err = csgbook("results", "--profile", "quick", "--runs-folder", tmp_path, "--out", tmp_path / "results.json")
     entries = json.loads((tmp_path / "results.json").read_text())
-    assert code == 0 and [e["id"] for e in entries] == [c.id for c in papers.CLAIMS], err
+    assert code == 0 and [e["id"] for e in entries] == [c.id for c in claims.CLAIMS], err
     assert all({"direction", "size", "tests", "holm", "paired", "question", "also"} <= set(e) for e in entries)

@@ -14,7 +14,7 @@ from brought import BOX, lists, loaded, photograph, put
 from csgbook import experiments
 from csglib import Problem, data
 from csglib.data import folders, objects
-from csglib.recipe import Recipe, typed
+from csglib.recipe import KINDS, Recipe, checked
 
 # Sentences and options
 
@@ -178,8 +178,8 @@ def test_a_size_of_another_type_is_taken_or_refused_in_one_sentence(pets):
     for size in (32.5, "big", None, True, [32], -3):
         with pytest.raises(Problem, match="size .* is no whole number of pixels: use one such as 32"):
             folders.named("pets", size)
-    assert typed("epochs", int, 2.0) == 2 and isinstance(typed("epochs", int, np.float64(2)), int)
-    assert isinstance(typed("lr", float, 1), float)
+    assert checked("epochs", KINDS["epochs"], 2.0) == 2 and type(checked("epochs", KINDS["epochs"], np.float64(2))) is int
+    assert type(checked("lr", KINDS["lr"], 1)) is float
 
 
 def test_a_runs_folder_that_is_not_there_is_refused(tmp_path, csgbook):

@@ -3,7 +3,9 @@ import re
 
 import pytest
 
-from csgbook import claims, papers, tables
+from csgbook import claims
+from csgbook.evidence import verdicts
+from csgbook.pages import origin, tables
 from csglib.analysis import metrics
 from csglib.paths import PUBLISHED
 from csglib.recipe import Recipe
@@ -40,34 +42,34 @@ def test_one_run_has_no_deviation_and_none_at_all_no_number():
 
 def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run():
     runs = {"std": [fake(0, 0.9), fake(1, 0.9, gpu="A GPU")]}
-    text = tables.provenance(runs).data
+    text = origin.strip(runs).data
     assert "An abacus, 2 threads / A GPU; torch 2" in text
     assert text.count("`01234567` (dirty)") == 1 and "| 2 ± 0" in text
     for run in runs["std"]:
         assert f"[{run.recipe.seed}](#run-{run.recipe.name})" in text
         assert run.recipe.command in text
     assert "30 epochs, one cycle, `method standard`, `precision float32`" in text
-    assert "No run" in tables.provenance({"std": []}).data
-    assert "#run-" not in tables.provenance(runs, published=False).data
+    assert "No run" in origin.strip({"std": []}).data
+    assert "#run-" not in origin.strip(runs, published=False).data
 
 
 def test_provenance_says_how_the_runs_were_computed_and_which_others_it_leaves_out(run, tmp_path):
     moved = dataclasses.replace(run, path=tmp_path / run.path.name)
-    assert "Computed in float32 by the plain loop.\n" in tables.provenance({"csg": [moved]}).data
+    assert "Computed in float32 by the plain loop.\n" in origin.strip({"csg": [moved]}).data
     other = run.recipe.in_form(("bfloat16", "plain"))
     (tmp_path / other.name).mkdir()
-    assert f"Left out, since they were computed otherwise: `{other.name}`." in tables.provenance({"csg": [moved]}).data
+    assert f"Left out, since they were computed otherwise: `{other.name}`." in origin.strip({"csg": [moved]}).data
 
 
 def test_missing_runs_are_listed_with_their_commands():
-    assert "csglib train --dataset cifar10 --net resnet20 --method csg --epochs 30 --seed 7" in tables.missing([
+    assert "csglib train --dataset cifar10 --net resnet20 --method csg --epochs 30 --seed 7" in origin.missing([
         Recipe(seed=7, precision="float32")
     ]).data  # fmt: skip
-    assert "are there" in tables.missing([]).data
+    assert "are there" in origin.missing([]).data
 
 
 def test_a_runs_entry_shows_recipe_commit_data_and_command(run):
-    text = tables.run_entry(run)
+    text = origin.run_entry(run)
     for part in (run.provenance["commit"], run.provenance["key"], run.provenance["data_digest"][:16], run.recipe.command):
         assert part in text
     for name, value in run.recipe.changed().items():
@@ -95,10 +97,10 @@ def test_the_ablations_say_what_they_change_and_which_are_missing():
     assert rows["alternating"][2] == "–" and rows["joint"][-2] == "not run here" and rows["x"][3] == "0.8000"
 
 
-@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in papers.CLAIMS))
+@pytest.mark.parametrize("page", dict.fromkeys(c.page for c in claims.CLAIMS))
 def test_a_page_without_runs_has_an_answer_that_says_so(page):
-    judged = claims.of_page(page, {})
-    assert judged and "not here" in claims.answer(judged)
+    judged = verdicts.of_page(page, {})
+    assert judged and "not here" in verdicts.answer(judged)
 
 
 def test_of_the_values_tried_the_most_informative_within_half_a_point_of_the_best_is_taken():

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from csgbook import experiments, measured
+from csgbook.pages import origin
 from csglib import Problem, data, paths, runs
 from csglib.data.objects import ANIMALS
 from csglib.paths import PUBLISHED
@@ -142,12 +143,11 @@ def test_a_recipe_of_endless_epochs_is_refused_before_they_are_counted(copied):
 
 
 def test_a_run_of_changed_code_says_so_on_its_pages(copied):
-    from csgbook import tables
 
     edit(copied / "provenance.json", dirty=True)
-    assert "(dirty)" in tables.run_entry(runs.read(copied))
+    assert "(dirty)" in origin.run_entry(runs.read(copied))
     edit(copied / "provenance.json", dirty=False)
-    assert "(dirty)" not in tables.run_entry(runs.read(copied))
+    assert "(dirty)" not in origin.run_entry(runs.read(copied))
 
 
 def test_the_embedded_samples_images_stand_where_they_are_compared(cifar10):

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import nbformat
 
-from csgbook import claims, experiments, front, scaling, schedules, simulate, speed, tables, worked
+from csgbook import experiments
+from csgbook.evidence import schedules, simulate, verdicts
+from csgbook.explorers import worked
+from csgbook.pages import benchmarks, first_page, gpu_costs, origin
 from csglib import Problem, runs
 from csglib.paths import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-PHOTOGRAPHS = re.compile(r"\b(figures\.places|applications\.(attacked|looks|exciting))\(")  # never inverted by night
+PHOTOGRAPHS = re.compile(r"\b(figures\.(places|exciting)|attacked\.pictures|located\.looks)\(")  # never inverted by night
 
 
 def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -48,12 +51,12 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def write_results(sources: Path, results: list[dict]) -> None:
     """One section a page for the results."""
     contradicted = [c for c in results if c["verdict"] == "contradicted"]
-    (sources / "_contradicted.md").write_text(claims.markdown(contradicted) if contradicted else "No claim so far.\n")
+    (sources / "_contradicted.md").write_text(verdicts.markdown(contradicted) if contradicted else "No claim so far.\n")
     sections = []
     for page in dict.fromkeys(c["page"] for c in results):
         judged = [c for c in results if c["page"] == page]
         title = nbformat.read(sources / f"{page}.ipynb", as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
-        sections.append(f"## {title}\n\n{claims.answer(judged)} See {{doc}}`{page}`.\n\n{claims.markdown(judged)}")
+        sections.append(f"## {title}\n\n{verdicts.answer(judged)} See {{doc}}`{page}`.\n\n{verdicts.markdown(judged)}")
     (sources / "_results.md").write_text("\n".join(sections))
 
 
@@ -68,11 +71,11 @@ def write_rules(sources: Path, results: list[dict]) -> None:
 
 def write_front(sources: Path, results: list[dict], profile: str, runs_folder: str) -> None:
     """The generated parts of the first page and of the method."""
-    asked = {page: set(front.NAMES) & set(experiments.recipes(page, profile)) for page in experiments.book()["pages"]}
+    asked = {page: set(first_page.NAMES) & set(experiments.recipes(page, profile)) for page in experiments.book()["pages"]}
     page = max(asked, key=lambda page: len(asked[page]))
     found = experiments.published(page, profile, runs_folder)
     longer = experiments.published(page, "paper") if "paper" in experiments.book()["profiles"] else {}
-    for name, text in (front.pages(results, found, longer) | worked.pages(found)).items():
+    for name, text in (first_page.pages(results, found, longer) | worked.pages(found)).items():
         (sources / name).write_text(text)
 
 
@@ -83,15 +86,15 @@ def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
         found |= {run.recipe.name: run for run in schedules.beside(page, profile, runs_folder)}
     for name, run in found.items():
         (sources / "runs" / name).mkdir(parents=True)
-        for file in tables.RECORDS:
+        for file in origin.RECORDS:
             shutil.copy(run.path / file, sources / "runs" / name / file)
-    (sources / "_runs.md").write_text("\n".join(tables.run_entry(found[name]) for name in sorted(found)))
+    (sources / "_runs.md").write_text("\n".join(origin.run_entry(found[name]) for name in sorted(found)))
 
 
 def write_speed(sources: Path) -> None:
     """What was measured of speed, and what is predicted from it."""
-    (sources / "_speed.md").write_text(f"{speed.table().data}\n\n{speed.sentence().data}\n")
-    (sources / "_scaling.md").write_text(f"{scaling.table().data}\n")
+    (sources / "_speed.md").write_text(f"{benchmarks.table().data}\n\n{benchmarks.sentence().data}\n")
+    (sources / "_scaling.md").write_text(f"{gpu_costs.table().data}\n")
 
 
 def assemble(build: Path, profile: str, runs_folder: str) -> int:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from csgbook import measured
-from csgbook.verdicts import interval
+from csgbook.evidence.rules import interval
 from csglib import Problem, data, files, networks, paths
 from csglib.analysis.information import mutual_information
 from csglib.data.images import Images

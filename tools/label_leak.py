@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from csgbook import leak, measured
+from csgbook import measured
+from csgbook.evidence import leak
 from csglib import data
 from csglib.analysis import metrics
 from csglib.data.images import Dataset

@@ -19,7 +19,8 @@ import tyro
 from PIL import Image
 from tyro.conf import Positional
 
-from csgbook import measured, scaling
+from csgbook import measured
+from csgbook.pages import gpu_costs
 from csglib import Problem, data
 from csglib.data.images import Images
 from csglib.precision import settle_precision
@@ -32,7 +33,7 @@ BATCH = {18: 16, 152: 4}  # images a step here, so that a step takes a few secon
 PICTURE = (500, 375)  # pixels of the photograph whose decoding is timed, as most of ImageNet's and VOC's are
 
 
-def stepper(task: scaling.Task, name: str, batch: int, precision: str):
+def stepper(task: gpu_costs.Task, name: str, batch: int, precision: str):
     """step() makes one training step of the task's network by the method, as training does."""
     fields = task.recipe.changed() | {"method": name, "weights": "fresh", "batch_size": batch, "precision": precision}
     recipe = Recipe(**{k: v for k, v in fields.items() if name == "csg" or not k.startswith("gate_")})
@@ -41,7 +42,7 @@ def stepper(task: scaling.Task, name: str, batch: int, precision: str):
     x = torch.randint(0, 256, (batch, 3, task.pixels, task.pixels), dtype=torch.uint8)
     y = torch.randint(0, task.classes, (batch,))
     loop = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), Images(x, y))
-    epoch = scaling.dearest_epoch(recipe)
+    epoch = gpu_costs.dearest_epoch(recipe)
     return lambda: loop.step(epoch, x, y)
 
 
@@ -51,7 +52,7 @@ def seconds(work) -> float:
     return time.perf_counter() - started
 
 
-def measure_steps(task: scaling.Task, rounds: int, precision: str) -> dict:
+def measure_steps(task: gpu_costs.Task, rounds: int, precision: str) -> dict:
     batch = BATCH[152 if "152" in task.recipe.net else 18]
     steps = {name: stepper(task, name, batch, precision) for name in ("standard", "csg")}
     times = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds + 1)][1:]  # the first warms up
@@ -63,7 +64,7 @@ def measure_steps(task: scaling.Task, rounds: int, precision: str) -> dict:
         "thaw": task.recipe.thaw,
         "pixels": task.pixels,
         "batch": batch,
-        "operations": scaling.counted(task)["operations"],
+        "operations": gpu_costs.counted(task)["operations"],
         "images_per_second": round(batch / fastest["standard"], 3),
         "images_quartiles": [round(q, 3) for q in statistics.quantiles(speeds, n=4)[::2]],
         "csg_ratio": round(fastest["csg"] / fastest["standard"], 4),
@@ -98,7 +99,7 @@ def measure(rounds: Positional[int] = 7) -> None:
     precision = settle_precision(Recipe(), device)[0].precision
     here = provenance.here(device)
     found = []
-    for task in scaling.tasks():
+    for task in gpu_costs.tasks():
         for pixels in dict.fromkeys((224, task.pixels)):
             found.append(measure_steps(task._replace(pixels=pixels), rounds, precision))
             print(found[-1], file=sys.stderr)
@@ -114,7 +115,7 @@ def table(price: Positional[float | None] = None) -> None:
     Args:
         price: Of a GPU-hour, in any currency.
     """
-    print(scaling.table(price).data)
+    print(gpu_costs.table(price).data)
 
 
 if __name__ == "__main__":

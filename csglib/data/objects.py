@@ -7,6 +7,7 @@ else those of objects from VOC's SegmentationObject/NAME.png.
 
 import hashlib
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from csglib.files import MIB, apart, check_size
 from csglib.paths import digest
 
 ANIMALS = ("bird", "cat", "cow", "dog", "horse", "sheep")
+NO_OBJECT = "photographs without an object of these classes"
+FRAMES = "pictures of several frames, of which the first is read"
 REMEDY = "add photographs, or name the classes that are there, as in voc:pets@cat,dog, or all of them, voc:pets@all"
 
 
@@ -105,43 +108,94 @@ def read_voc(
     """All objects of these classes in a split, each cut to a square of `context` times its box's longer side.
 
     The paper's crops have context 1, the object in the middle and black outside the photograph; a wider square is moved into
-    the photograph as far as that goes.  What is wrong with a photograph raises Problem; with `skip` it is left out.  What is
-    left out is counted in the report, or told by a warning where none is given.
+    the photograph as far as that goes.  What is left out is counted in the report, or told by a warning where none is given.
+
+    Raises:
+        Problem: For a photograph that cannot be believed, unless `skip` leaves it out; and for a class without an object.
     """
     voc, told = voc_folder(Path(root)), report or Report(skip)
-    images, labels, boxes, photographs, masks, parts, sums = [], [], [], [], [], [], []
+    found = []
     for name in names(voc, split, told):
         try:
-            found = read_xml(voc / "Annotations" / f"{name}.xml", classes)
-            path = picture_of(voc, name)
-            with warnings.catch_warnings(action="ignore"):  # of pixels, which are bounded, and of metadata that nobody reads
-                picture = read(path, remedy(name)) if found.boxes else None
-                shapes = read_shapes(voc, picture, name) if found.boxes else []
-            kept = boxes_of(found, picture, name) if found.boxes else []
+            photograph = read_photograph(voc, name, classes)
         except Problem as problem:
             told.fails(problem)
             continue
-        told.left.update(found.left)
-        told.noted.update(found.noted)
-        told.noted["pictures of several frames, of which the first is read"] += bool(kept) and picture.info["frames"] > 1
-        told.left["photographs without an object of these classes"] += not kept
-        for box in kept:
-            square = around(box, context, picture)
-            shape = best_shape(shapes, box)
-            images.append(torch.from_numpy(np.asarray(cut_out(picture, square, size)).copy()).permute(2, 0, 1))
-            labels.append(classes.index(box.name))
-            boxes.append(inside(box, square, size))
-            photographs.append(name)
-            masks.append(cut_mask(shape.mask, square, size) if shape else torch.zeros(size, size, dtype=torch.bool))
-            parts.append({part: cut_mask(m, square, size) for part, m in shape.parts.items()} if shape else {})
-        sums += [digest(path)] * len(kept) if kept else []
-    if absent := [c for i, c in enumerate(classes) if i not in labels]:
+        told.left.update(photograph.left)
+        told.noted.update(photograph.noted)
+        found += [cut(photograph, box, classes, size, context) for box in photograph.boxes]
+    here = {thing.label for thing in found}
+    if absent := [c for i, c in enumerate(classes) if i not in here]:
         why = f" ({told})" if str(told) else ""
         raise Problem(f"{voc} has no object of class {absent[0]} in split {split}{why}: {REMEDY}")
     if report is None and str(told):
         warnings.warn(f"{voc}, {split}: {told}", stacklevel=2)
-    where = torch.tensor(labels), torch.tensor(boxes), tuple(photographs)
-    return Objects(torch.stack(images), *where, torch.stack(masks), tuple(parts), tuple(sums))
+    return stacked(found)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    name: str
+    picture: Image.Image | None  # not decoded where no object is wanted of it
+    boxes: list[Box]
+    shapes: list[Shape]
+    digest: str
+    left: Counter[str]  # what is left out of it, and what is worth telling
+    noted: Counter[str]
+
+
+def read_photograph(voc: Path, name: str, classes: tuple[str, ...]) -> Photograph:
+    """A photograph with its boxes of these classes and its masks.  Raises Problem where one of them cannot be believed."""
+    found = read_xml(voc / "Annotations" / f"{name}.xml", classes)
+    path = picture_of(voc, name)
+    if not found.boxes:
+        return Photograph(name, None, [], [], "", found.left + Counter([NO_OBJECT]), found.noted)
+    with warnings.catch_warnings(action="ignore"):  # of pixels, which are bounded, and of metadata that nobody reads
+        picture = read(path, remedy(name))
+        shapes = read_shapes(voc, picture, name)
+    boxes = boxes_of(found, picture, name)
+    left = found.left + Counter([] if boxes else [NO_OBJECT])
+    noted = found.noted + Counter([FRAMES] if boxes and picture.info["frames"] > 1 else [])
+    return Photograph(name, picture, boxes, shapes, digest(path), left, noted)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One object."""
+
+    image: UInt8[Tensor, "3 S S"]
+    label: int
+    box: list[float]
+    photograph: str
+    mask: Bool[Tensor, "S S"]
+    parts: dict[str, Bool[Tensor, "S S"]]
+    digest: str
+
+
+def cut(photograph: Photograph, box: Box, classes: tuple[str, ...], size: int, context: float) -> Cut:
+    square, shape = around(box, context, photograph.picture), best_shape(photograph.shapes, box)
+    pixels = np.asarray(cut_out(photograph.picture, square, size)).copy()
+    return Cut(
+        image=torch.from_numpy(pixels).permute(2, 0, 1),
+        label=classes.index(box.name),
+        box=inside(box, square, size),
+        photograph=photograph.name,
+        mask=cut_mask(shape.mask, square, size) if shape else torch.zeros(size, size, dtype=torch.bool),
+        parts={part: cut_mask(m, square, size) for part, m in shape.parts.items()} if shape else {},
+        digest=photograph.digest,
+    )
+
+
+def stacked(found: list[Cut]) -> Objects:
+    return Objects(
+        images=torch.stack([thing.image for thing in found]),
+        labels=torch.tensor([thing.label for thing in found]),
+        boxes=torch.tensor([thing.box for thing in found]),
+        photographs=tuple(thing.photograph for thing in found),
+        masks=torch.stack([thing.mask for thing in found]),
+        parts=tuple(thing.parts for thing in found),
+        sums=tuple(thing.digest for thing in found),
+    )
 
 
 def read_shapes(folder: Path, picture: Image.Image, name: str) -> list[Shape]:

@@ -30,7 +30,10 @@ class Step(nn.Module):
         if self.optimiser is None:
             return
         if self.path != "standard":
-            self.optimiser.step() if scaler is None else scaler.step(self.optimiser)
+            if scaler is None:
+                self.optimiser.step()
+            else:
+                scaler.step(self.optimiser)
             if self.m.after_step is not None:
                 self.m.after_step(self.recipe, self.gate)
         self.optimiser.zero_grad()

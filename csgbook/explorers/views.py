@@ -1,0 +1,164 @@
+"""What an explorer shows at a state of its controls: numbers, a table, a matrix, curves.
+
+Each function exists twice, here for a kernel and in explore.js for a page without one.  Both read the same rounded data, so the
+same state gives the same numbers to the digit; the tests hold the two against each other.
+"""
+
+from collections.abc import Callable
+from decimal import ROUND_HALF_UP, Decimal
+from functools import reduce
+from operator import add
+
+import numpy as np
+import torch
+
+from csglib.analysis import metrics
+from csglib.errors import Problem
+from csglib.runs import Run
+
+THRESHOLDS = tuple(f"{i / 50:.2f}" for i in range(51))
+
+
+def gated_data(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, ...], n: int) -> dict:
+    """The first n images' features in eight bits, each run once, and each gate with the place of its run."""
+    if len(classes) > 256:
+        raise Problem(f"an explorer has room for 256 classes, not for {len(classes)}: leave it out")  # labels are bytes
+    runs = list({id(run): run for run, _ in gates.values()}.values())
+    if any(not torch.equal(run.readout.labels, runs[0].readout.labels) for run in runs):
+        raise Problem("the explorer's runs were read out on different images: choose runs of one data set")
+    blocks: dict[str, list] = {name: [] for name in ("q", "head", "bias", "information")}
+    for r in (run.readout for run in runs):
+        step = r.features.amax(0).clamp(min=1e-12) / 255
+        blocks["q"].append((r.features[:n] / step).round().clamp(0, 255).numpy().astype(np.uint8))
+        blocks["head"].append((r.weight * step).numpy().astype(np.float32))  # acts on the integers
+        blocks["bias"].append(r.bias.numpy().astype(np.float32))
+        blocks["information"].append(metrics.information(r).numpy())
+    return {name: np.stack(block) for name, block in blocks.items()} | {
+        "classes": list(classes),
+        "labels": runs[0].readout.labels[:n].numpy().astype(np.uint8),
+        "order": [gate.argmax(0).argsort(stable=True).tolist() for _, gate in gates.values()],  # filters, sorted by class
+        "gate": np.stack([gate.numpy().astype(np.float32) for _, gate in gates.values()]),
+        "run": [next(j for j, other in enumerate(runs) if other is run) for run, _ in gates.values()],
+    }
+
+
+def right(data: dict, guessed: np.ndarray) -> tuple[float, list[float]]:
+    """Accuracy over all samples, and over those of each class."""
+    y = data["labels"]
+    hit = guessed == y
+    return hit.mean(), [hit[y == c].mean() if (y == c).any() else 0.0 for c in range(len(data["classes"]))]
+
+
+def classify(data: dict, j: int, keep: np.ndarray) -> np.ndarray:
+    """The class that run j gives each sample where class c uses the filters that keep[c] marks."""
+    head = data["head"][j].astype(np.float64) * keep
+    return (data["q"][j].astype(np.float64) @ head.T + data["bias"][j].astype(np.float64)).argmax(1)
+
+
+def sparsity_view(data: dict, state: dict[str, int]) -> dict:
+    j, t = data["run"][state["gate"]], np.float32(THRESHOLDS[state["threshold"]])
+    G, M = data["gate"][state["gate"]], data["information"][j].astype(np.float64)
+    keep = t <= G
+    overall, per_class = right(data, classify(data, j, keep))
+    shown = (keep * (0.2 + 0.8 * G.astype(np.float64)))[:, data["order"][state["gate"]]]  # an open entry is never invisible
+    return {
+        "numbers": [
+            ["Accuracy", fixed(overall, 4)],
+            ["Density", fixed(keep.mean(), 4)],
+            ["Information on the classes kept, nats", fixed(mean((M * keep).max(0).tolist()), 4)],
+            ["Filters kept", str(int(keep.any(0).sum()))],
+        ],
+        "matrix": matrix("Entries of classes and filters; those below the threshold are cut", data["classes"], shown),
+        "table": {
+            "head": ["Class", "Accuracy", "Filters"],
+            "rows": [
+                [name, [fixed(per_class[c], 3), per_class[c]], [str(int(keep[c].sum())), keep[c].mean()]]
+                for c, name in enumerate(data["classes"])
+            ],
+        },
+    }
+
+
+def mean(values: list[float]) -> float:
+    """Added one after the other, as the page does: numpy adds in pairs, and then 0.3375 may round the other way."""
+    return float(reduce(add, values) / len(values))
+
+
+def removal_view(data: dict, state: dict[str, int]) -> dict:
+    i, classes, y = state["gate"], data["classes"], data["labels"]
+    j = data["run"][i]
+    off = np.array([bool(state["removed"] >> c & 1) for c in range(len(classes))])
+    lost = (data["gate"][i] * off[:, None]).max(0) > 0
+    guessed = classify(data, j, np.broadcast_to(~lost, data["head"][j].shape))
+    overall, per_class = right(data, guessed)
+    counts = np.array([[np.sum((y == c) & (guessed == d)) for d in range(len(classes))] for c in range(len(classes))])
+    share = counts / counts.sum(1, keepdims=True).clip(min=1)
+    groups = [[v for v, o in zip(per_class, off, strict=True) if o == side] for side in (True, False)]
+    return {
+        "numbers": [
+            ["Accuracy", fixed(overall, 4)],
+            ["On the classes switched off", fixed(mean(groups[0]), 3) if groups[0] else "–"],
+            ["On the others", fixed(mean(groups[1]), 3) if groups[1] else "–"],
+            ["Filters off", str(int(lost.sum()))],
+        ],
+        "table": {
+            "head": ["Images of", *classes],
+            "rows": [[name, *[[fixed(100 * v, 0), v] for v in share[c]]] for c, name in enumerate(classes)],
+        },
+    }
+
+
+def film_view(data: dict, state: dict[str, int]) -> dict:
+    e = state["epoch"]
+    t = data["seen"][e]
+    numbers = [["Accuracy, standard path", fixed(data["accuracy"][e], 4)], ["Accuracy, gated path", fixed(data["gated"][e], 4)]]
+    G = data["gates"][max(t, 0)] / 255 if t >= 0 else np.full(data["gates"].shape[1:], 0.5)
+    density = fixed(int(data["gates"][t].astype(np.int64).sum()) / 255 / G.size, 3) if t >= 0 else "not trained yet"
+    series = {"standard path": data["accuracy"][: e + 1], "gated path": data["gated"][: e + 1]}
+    return {
+        "numbers": [*numbers, ["Density of the gate", density]],
+        "matrix": matrix("The gate after this epoch", data["classes"], G),
+        "lines": {"title": "Test accuracy by epoch", "length": len(data["accuracy"]), "series": series},
+    }
+
+
+def filter_view(data: dict, state: dict[str, int]) -> dict:
+    k, classes, y = state["filter"], data["classes"], data["labels"]
+    G, M, mean = (values[:, k].astype(np.float64) for values in (data["gate"][0], data["information"][0], data["means"]))
+    q = data["q"][0][:, k].astype(int)
+    bins = np.minimum(q * 24 // 256, 23)
+    counts = np.array([np.bincount(bins[y == c], minlength=24) for c in range(len(classes))])
+    share = counts / counts.sum(1, keepdims=True).clip(min=1)
+    rows = []
+    for c, name in enumerate(classes):
+        bar = [G[c], M[c] / max(M.max(), 1e-12), mean[c] / max(mean.max(), 1e-12)]  # each as a share of the column's largest
+        rows.append([name, [fixed(G[c], 2), bar[0]], [fixed(M[c], 4), bar[1]], [fixed(mean[c], 3), bar[2]]])
+    return {
+        "numbers": [
+            ["Class by the gate", classes[int(G.argmax())]],
+            ["Most information on", classes[int(M.argmax())]],
+            ["That information, nats", fixed(M.max(), 4)],
+            ["Images at rest", f"{fixed(100 * (q == 0).mean(), 1)} %"],
+        ],
+        "matrix": matrix("Histogram of the activation, one row a class, from rest to the largest", classes, np.sqrt(share)),
+        "table": {"head": ["Class", "Gate", "Information", "Mean activation"], "rows": rows},
+        "images": [[int(j), classes[data["of"][j]]] for j in data["best"][k]],
+        "across": data["across"],
+    }
+
+
+VIEWS: dict[str, Callable[[dict, dict[str, int]], dict]] = {
+    "sparsity": sparsity_view,
+    "removal": removal_view,
+    "film": film_view,
+    "filter": filter_view,
+}
+
+
+def matrix(title: str, rows: list[str], values: np.ndarray) -> dict:
+    return {"title": title, "rows": rows, "values": values}
+
+
+def fixed(x: float, digits: int) -> str:
+    """As JavaScript's toFixed: the exact value of the double, halves away from zero."""
+    return str(Decimal(float(x)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))

@@ -1,0 +1,143 @@
+"""What pages tell that no readout can: measured once by a tool, kept in data/measured/KIND.json.
+
+Each file follows its schema (schemas.py) and carries a seal, the sha256 of its other values, so that a number changed by hand
+is refused.  What was measured of a run stands under its name with the sha256 of the weights, the commit and the hardware;
+verify.py compares it with the run's readout.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from csgbook.measured import schemas
+from csglib import files
+from csglib.errors import Problem
+from csglib.paths import ROOT
+from csglib.runs import Run, provenance
+
+FOLDER = ROOT / "data" / "measured"
+TOOLS = {
+    "detection": "tools/detection.py",
+    "localisation": "tools/localisation.py",
+    "label-leak": "tools/label_leak.py",
+    "first-verdicts": "tools/first_verdicts.py",
+    "animals-trials": "tools/trials.py FOLDER",
+    "scaling": "tools/scaling.py measure",
+    "speed": "tools/bench.py",
+    "step-cost": "tools/step_cost.py",
+    "third-party-resnet20": "tools/third_party.py PATH",
+    "verified": "tools/verify_all.py",
+}
+OF_RUNS = ("detection", "localisation")  # with an entry a run
+
+
+def read(kind: str) -> dict:
+    """The values of a file without their seal; empty where nothing was measured."""
+    path = FOLDER / f"{kind}.json"
+    if not path.exists():
+        return {}
+    remedy = f"restore it with git, or remove it and run `python {TOOLS[kind]}`"
+    values = files.read_json(path, remedy, schemas.MEASURED[kind])
+    if values.pop("seal", None) != seal(values):
+        raise Problem(f"{path} was altered after its tool wrote it (its seal differs): {remedy}")
+    return values
+
+
+def write(kind: str, values: dict) -> None:
+    path, values = FOLDER / f"{kind}.json", json.loads(json.dumps(values))  # as it will be read: every key a string
+    text = json.dumps({"seal": seal(values)} | values, indent=1) + "\n"
+    files.parse_json(text, path, "correct the tool", schemas.MEASURED[kind])
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    files.write(path, text)
+
+
+def seal(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def of(kind: str, run: Run) -> dict | None:
+    """What was measured of this run, None if nothing; refuses what was measured of other weights under its name."""
+    entry = read(kind).get(run.recipe.name)
+    if entry is not None and entry["model"] != weights(run):
+        raise Problem(
+            f"data/measured/{kind}.json has {run.recipe.name} with other weights than its folder: run `python {TOOLS[kind]}`"
+        )
+    return entry
+
+
+def keep(kind: str, run: Run, found: dict) -> None:
+    """Put what was found into the file, in place of an older entry of the run."""
+    here = provenance.here(torch.device("cpu"))
+    stamp = {"model": weights(run)} | {name: here[name] for name in ("commit", "dirty", "hardware")}
+    write(kind, dict(sorted((read(kind) | {run.recipe.name: stamp | found}).items())))
+
+
+def weights(run: Run) -> str:
+    return run.provenance["sha256"]["model.safetensors"]
+
+
+def mark(run: Run) -> str:
+    """A digest of all that verification compares: the run's files, by their digests in its provenance, and its measurements."""
+    entries = json.dumps({kind: of(kind, run) for kind in OF_RUNS}, sort_keys=True)
+    return hashlib.sha256((run.path / "provenance.json").read_bytes() + entries.encode()).hexdigest()
+
+
+def verified(run: Run) -> bool:
+    """Whether it was recomputed before it was published, as it is now."""
+    return read("verified").get(run.recipe.name) == mark(run)
+
+
+def check(run: Run) -> bool:
+    """What tools measured of the run, as far as its readout knows: how many images are right, how many there are of what.
+
+    Whether there is anything.
+
+    A share of counted things is a whole number of them, which a number made up is not; one that is made up with care can be.
+    """
+    N, K = run.readout.features.shape
+    right = run.readout.logits.argmax(1) == run.readout.labels
+    found = False
+    for kind in OF_RUNS:
+        entry, tool = of(kind, run), TOOLS[kind]
+        found |= bool(entry)
+        for what, share, n, expected in shares(kind, entry, right, K) if entry else ():
+            count = share * n
+            if n < 1 or abs(count - (round(count) if expected is None else expected)) > (1.5 if what == "accuracy" else 1e-3):
+                raise Problem(
+                    f"{FOLDER / kind}.json says {what} {share} of {run.recipe.name}, which is no number of its {n} "
+                    f"that the run could give: restore it with git, or remove it and run `python {tool}`"
+                )
+    return found
+
+
+def shares(kind: str, entry: dict, right: Bool[Tensor, " N"], K: int) -> Iterator[tuple[str, float, int, int | None]]:
+    """Name, share, of how many things, and of how many of them it must be the share where that is known."""
+    if kind == "detection":
+        n = entry["images"]
+        hits = int(right[:n].sum())
+        yield "accuracy", entry["accuracy"], n if n <= len(right) else 0, hits
+        for name, attack in entry["attacks"].items():
+            yield f"turned by {name}", attack["turned"], round(entry["accuracy"] * n), attack["used"]
+            for size, errors in attack["errors"].items():
+                for error in errors:  # half of the training samples are images, all others test twice
+                    yield f"error under {name}", error, 2 * (attack["used"] - int(size) // 2), None
+    else:
+        for crop, scores in entry["crops"].items():
+            n = scores["objects"]
+            for name in ("ap30", "box_accuracy", "max_box_accuracy"):
+                yield f"{crop} cam {name}", scores["cam"][name], n, None
+            yield f"{crop} chance box_accuracy", scores["chance"]["box_accuracy"], n, None
+            for name in {"activation", "firing"} & set(scores):
+                yield f"{name} zero_thresholds", scores[name]["zero_thresholds"], K, None
+                yield f"{name} filters", sum(scores[name]["filters"]) / K, K, K
+            if "gradient" in scores:
+                yield "gradient ap20", scores["gradient"]["ap20"], scores["gradient"]["objects"], None
+
+
+def found(kind: str, runs: dict[str, list[Run]]) -> dict[str, list[dict]]:
+    """What was measured of the runs; those of which nothing was are left out."""
+    return {name: [entry for run in group if (entry := of(kind, run))] for name, group in runs.items()}

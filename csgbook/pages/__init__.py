@@ -1,0 +1,1 @@
+"""What pages show: tables, figures, drawings, and the sentences around them."""

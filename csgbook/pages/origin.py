@@ -1,0 +1,126 @@
+"""Where a page's numbers come from: the strip at its end, a run's entry on the page of runs, and what is missing."""
+
+from collections.abc import Callable
+
+import pandas as pd
+from IPython.display import Markdown
+
+from csgbook import measured
+from csgbook.evidence.verdicts import schedule
+from csgbook.pages.tables import METRICS, commit, spread
+from csglib.recipe import Recipe
+from csglib.runs import Run, siblings
+
+RECORDS = ("recipe.json", "history.jsonl", "metrics.json", "provenance.json")  # the files of a run that a reader may open
+
+
+def trained(run: Run) -> Markdown:
+    """One sentence on how long the training took, where, and in which precision for what reason."""
+    p = run.provenance
+    return Markdown(
+        f"Trained in {p['train_seconds']:.0f} seconds on {machine(run)}, in {run.recipe.precision}: {p['precision_reason']}."
+    )
+
+
+def machine(run: Run) -> str:
+    hardware = run.provenance["hardware"]
+    return hardware["gpu"] or f"{hardware['processor']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+
+
+def versions(run: Run) -> str:
+    known = run.provenance["versions"]
+    return ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "torchvision", "numpy") if known.get(name))
+
+
+def link(run: Run, words: str) -> str:
+    """To the run's entry on the page of runs, where its recipe, commit and files stand."""
+    return f"[{words}](#run-{run.recipe.name})"
+
+
+def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
+    """The strip at the end of a page: recipe, seeds, schedule, commit, hardware, versions and time, and how to run it again.
+
+    Each seed is a link to the run's entry on the page of runs, which has those that are published.
+    """
+    rows, commands = [], []
+    for name, group in runs.items():
+        if group:
+            rows.append(
+                {
+                    "Experiment": name,
+                    "Seeds": ", ".join(link(run, str(run.recipe.seed)) if published else str(run.recipe.seed) for run in group),
+                    "Recipe": recipe_words(group[0].recipe),
+                    "Commit": joined(lambda run: commit(run.provenance), group),
+                    "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
+                    "Minutes a run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
+                }
+            )
+            commands += [run.recipe.command for run in group]
+    if not rows:
+        return Markdown("No run behind this page yet.")
+    again = "\n".join(dict.fromkeys(commands))
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    told = forms([run for group in runs.values() for run in group])
+    return Markdown(f"{table}\n\n{told}\n\n:::{{dropdown}} Run it again\n```sh\n{again}\n```\n:::\n")
+
+
+def forms(group: list[Run]) -> str:
+    """In which precision and by which loop the runs were computed, and which others lie beside them and are not read."""
+    used = dict.fromkeys(run.recipe.form for run in group)
+    told = f"Computed in {' and '.join(f'{precision} by the {loop} loop' for precision, loop in used)}."
+    beside = dict.fromkeys(other for run in group for other in siblings(run.recipe, run.path.parent))
+    if left := [other.name for other in beside if other.form not in used]:
+        told += f" Left out, since they were computed otherwise: {', '.join(f'`{name}`' for name in left)}."
+    return told
+
+
+def recipe_words(recipe: Recipe) -> str:
+    """The schedule, and what else differs from the defaults, without the seed."""
+    told = {"seed", "epochs", "dataset", "lr_schedule"}
+    rest = [f"`{name} {value}`" for name, value in recipe.changed().items() if name not in told]
+    return ", ".join([schedule(recipe), *rest])
+
+
+def joined(say: Callable[[Run], str], group: list[Run]) -> str:
+    return " / ".join(dict.fromkeys(say(run) for run in group))
+
+
+def missing(recipes: list[Recipe]) -> Markdown:
+    """The commands that train what a page lacks."""
+    if not recipes:
+        return Markdown("All runs of this page are there.")
+    commands = "\n".join(recipe.command for recipe in recipes)
+    told = f"Not run yet, so not in the numbers above:\n\n```sh\n{commands}\n```"
+    if left := [r.name for recipe in recipes for r in siblings(recipe)]:
+        told += f"\n\nThere, but computed otherwise than the runs above: {', '.join(f'`{name}`' for name in left)}."
+    return Markdown(told)
+
+
+def run_entry(run: Run) -> str:
+    """A run's entry on the page of runs: everything that decides it and everything that came out, with its files."""
+    p, name = run.provenance, run.recipe.name
+    facts = {
+        "Recipe": ", ".join(f"`{k} {v}`" for k, v in run.recipe.changed().items()) or "all defaults",
+        "Key": f"`{p['key']}`",
+        "Schedule": f"{schedule(run.recipe)}, seed {run.recipe.seed}",
+        "Commit": commit(p, 40),
+        "Hardware": machine(run),
+        "Versions": versions(run),
+        "Data": f"`{run.recipe.dataset}`, digest `{p['data_digest'][:16]}`",
+        "Time": f"{p['train_seconds'] / 60:.1f} minutes, {p['images_per_second']:.0f} images/s, finished {p['finished']}",
+        "Result": ", ".join(f"{title} {run.metrics[m]:.4f}" for m, title in METRICS.items() if run.metrics[m] is not None),
+        "Files": ", ".join(f"{{download}}`{f} <runs/{name}/{f}>`" for f in RECORDS),
+    }
+    table = pd.DataFrame({"Record": list(facts), name: list(facts.values())}).to_markdown(index=False, disable_numparse=True)
+    return f"(run-{name})=\n## {name}\n\n{table}\n\n```sh\n{run.recipe.command}\n```\n"
+
+
+def unmeasured(kind: str) -> Markdown:
+    return Markdown(f"Not measured for these runs yet: `python {measured.TOOLS[kind]}` does it.")
+
+
+def stamped(table: Markdown, kind: str, runs: dict[str, list[Run]]) -> Markdown:
+    """The table with a sentence on the code that measured it."""
+    commits = dict.fromkeys(commit(entry) for entries in measured.found(kind, runs).values() for entry in entries)
+    told = f"\n\nMeasured by `{measured.TOOLS[kind]}` at commit {' / '.join(commits)}." if commits else ""
+    return Markdown(table.data + told)

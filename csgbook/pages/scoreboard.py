@@ -1,0 +1,112 @@
+"""How the claims fared: a tally of verdicts, and every interval in one picture."""
+
+import html
+from collections import Counter
+
+from csgbook.claims import OURS
+from csgbook.embed import raw
+from csgbook.pages import drawings
+
+ORDER = ("yes", "no", "open", "none")
+LABELS = {  # what a row of the forest plot calls a claim; another is told by its sentence
+    "accuracy-order": "Accuracy is higher with CSG",
+    "mis-order": "Mutual information rises with CSG",
+    "overlap-order": "Information lies where the gate is",
+    "weights-order": "A class's filters have similar weights",
+    "removed-order": "Removal hurts standard training less",
+    "centre-order": "A class excites its own filters",
+    "sparse-order": "Features are sparser with CSG",
+    "picnn-mis": "Mutual information rises with PICNN",
+    "picnn-accuracy": "PICNN keeps the accuracy",
+    "icnn-place": "ICNN's filters fire in one place",
+    "icnn-mis": "Mutual information rises with ICNN",
+    "animals-accuracy": "Animals: accuracy is higher",
+    "animals-mis": "Animals: mutual information rises",
+    "cam-order": "Animals: CAM fits the box better",
+    "activation-order": "Animals: filters fit the box better",
+    "gradient-order": "Animals: gradients fit the box better",
+    "detection-order": "Attacks are detected more surely",
+    "detection-fgsm": "FGSM is detected more surely",
+    "detection-pgd": "PGD is detected more surely",
+    "accuracy-csg": "Accuracy, CSG",
+    "accuracy-std": "Accuracy, standard",
+    "mis-csg": "Mutual information, CSG",
+    "mis-std": "Mutual information, standard",
+    "density-csg": "Density of the gate",
+    "removed-csg": "Accuracy left after removal",
+    "kept-csg": "Change on other classes",
+}
+
+
+def kind(verdict: str) -> str:
+    """Of a verdict in any words: yes, no, open, or none where nothing could be judged."""
+    if "reproduced" in verdict or verdict == "yes":
+        return "yes"
+    if verdict in ("no", "contradicted", "opposite"):
+        return "no"
+    return "none" if verdict.startswith(("not ", "no ")) and verdict != "no difference found" else "open"
+
+
+def short(verdict: str) -> str:
+    """Without the reason that may follow it."""
+    return verdict.split(":")[0]
+
+
+def question(c: dict) -> bool:
+    """Whether the book asks this itself, and no paper claims it."""
+    return c.get("question", c["source"] == OURS)
+
+
+def tally(results: list[dict]) -> str:
+    """How many claims of the papers, and questions of the book, ended in which verdict."""
+    groups = {
+        "Claims of the papers": [c for c in results if not question(c)],
+        "Questions of this book": [c for c in results if question(c)],
+    }
+    rows = ""
+    for name, group in groups.items():
+        counts = sorted(
+            Counter(short(c["verdict"]) for c in group).items(), key=lambda item: (ORDER.index(kind(item[0])), -item[1])
+        )
+        told = ", ".join(f"{n} {verdict}" for verdict, n in counts)
+        bars = "".join(
+            f'<li class="tally-{kind(verdict)}" style="flex-grow:{n}"><b>{n}</b> <span>{html.escape(verdict)}</span></li>'
+            for verdict, n in counts
+        )
+        rows += f'<p class="tally-name">{name} <span>({len(group)})</span></p>'
+        rows += f'<ul class="tally" aria-label="{name}: {told}">{bars}</ul>'
+    return raw(f'<div class="tallies">{rows}</div>')
+
+
+def forest(results: list[dict]) -> str:
+    """The papers' claims that have an interval: differences around zero, values around the paper's own."""
+    drawable = [c for c in results if not question(c) and c["low"] is not None and c["ours"] is not None]
+    blocks = ""
+    for title, rows in (
+        ("Differences. The line is no difference.", [c for c in drawable if c["over"]]),
+        ("Values. The line is the paper's value.", [c for c in drawable if not c["over"] and c["paper"] is not None]),
+    ):
+        if rows:
+            blocks += f'<p class="forest-title">{title}</p><ul class="forest">{"".join(map(forest_row, rows))}</ul>'
+    if not blocks:
+        return "No claim has an interval yet: that takes two seeds of each side.\n"
+    shapes = {"yes": "reproduced", "no": "contradicted", "open": "open, or not judged", "paper": "the paper's value"}
+    key = "".join(
+        f'<span><svg class="drawn key" viewBox="0 0 20 20" aria-hidden="true">{drawings.mark(shape, 10)}</svg>{words}</span>'
+        for shape, words in shapes.items()
+    )
+    return raw(f'<div class="forests"><p class="forest-key">{key}</p>{blocks}</div>')
+
+
+def forest_row(c: dict) -> str:
+    zero = 0.0 if c["over"] else c["paper"]
+    shape = {"none": "open"}.get(k := kind(c["verdict"]), k)
+    plot = drawings.interval(c["low"], c["high"], c["ours"], shape, c["paper"], zero)
+    digits = 3 if max(abs(c["low"]), abs(c["high"])) >= 0.01 else 4
+    ours, low, high = (f"{c[v]:{'+' if c['over'] else ''}.{digits}f}".replace("-", "−") for v in ("ours", "low", "high"))
+    told = f"<b>{ours}</b> <small>{low} to {high}</small>"
+    label = html.escape(LABELS.get(c["id"], c["sentence"]))
+    return (
+        f'<li class="{shape}"><span class="forest-claim">{label}</span>{plot}<span class="forest-number">{told}</span>'
+        f'<span class="forest-verdict">{html.escape(short(c["verdict"]))}</span></li>'
+    )
