@@ -11,6 +11,7 @@ import torch
 from conftest import BUILD, open_page
 
 from csgbook import experiments
+from csgbook.evidence import cut
 from csgbook.explorers import explore, views
 from csgbook.explorers.explore import Control
 from csglib import Problem, data
@@ -19,17 +20,16 @@ from csglib.analysis import metrics
 
 @pytest.fixture(scope="module")
 def explorers(run, bare, mini) -> dict[str, explore.Explorer]:
-    gates = {"learned <gate>": (run, run.readout.gate), "means": (run, explore.normalised_means(run))}
     return {
-        "sparsity": explore.sparsity(gates, data.CLASSES, n=300),
-        "trained density": explore.trained_density({"0.1": run, "1": run}, data.CLASSES, n=200),
+        "cut": explore.cut({"CSG <gate>": [run, run], "standard": [bare, bare]}, data.CLASSES, "Cut <it>", (1, 0)),
+        "bounds": explore.cut({"0.1": [run]}, data.CLASSES, "Bounds", (0, 0), by=2),
         "removal": explore.remove_classes({"CSG": run, "STD": bare}, data.CLASSES, n=300),
         "film": explore.training_film(run, data.CLASSES),
         "filter": explore.one_filter(run, data.CLASSES, data.Images(mini.test.images[:80], mini.test.labels[:80]), n=300),
     }
 
 
-NAMES = ["sparsity", "trained density", "removal", "film", "filter"]
+NAMES = ["cut", "bounds", "removal", "film", "filter"]
 
 
 def states(explorer: explore.Explorer) -> list[dict[str, int]]:
@@ -45,43 +45,74 @@ def states(explorer: explore.Explorer) -> list[dict[str, int]]:
 # What they compute
 
 
-def test_dense_is_the_network_itself():
-    run = experiments.published("table1", "short")["csg"][0]
-    a = run.readout
-    shown = explore.sparsity({"learned": (run, a.gate)}, data.CLASSES).view({"gate": 0, "threshold": 0})
-    expected = metrics.accuracy(a.logits[:2000], a.labels[:2000])
-    assert float(shown["numbers"][0][1]) == pytest.approx(expected, abs=0.002)  # eight bits move few images
-    assert shown["numbers"][1][1] == "1.0000"
-    assert float(shown["numbers"][2][1]) == pytest.approx(run.metrics["mis"], abs=1e-4)
+def test_all_connections_are_the_network_itself_and_a_tenth_is_one_group_per_class():
+    runs = experiments.published("table1", "short")["csg"]
+    e = explore.cut({"CSG": runs, "again": runs}, data.CLASSES, "Cut", (0, 1), by=2)
+    shown = e.view(e.start() | {"share": len(cut.LEVELS) - 1})
+    mean = np.mean([metrics.accuracy(run.readout.logits, run.readout.labels) for run in runs])
+    assert float(shown["numbers"][0][1]) == pytest.approx(mean, abs=2e-4)
+    assert shown["numbers"][2][1] == "640 of 640" and "moves the accuracy of CSG by +0.0 and again by +0.0" in shown["told"]
+    shown = e.view(e.start())
+    assert shown["numbers"][2][1] == "64 of 640" and sum(int(row[3][0]) for row in shown["table"]["rows"]) == 64
+    mean = 0
+    for r in (run.readout for run in runs):  # cut to the gate's own groups
+        mean += metrics.accuracy(r.features @ (r.weight * metrics.own_filters(r)).T + r.bias, r.labels) / len(runs)
+    assert float(shown["numbers"][0][1]) == pytest.approx(mean, abs=2e-3)
 
 
-def test_a_threshold_of_one_leaves_each_filter_its_best_class(explorers):
-    shown = explorers["sparsity"].view({"gate": 1, "threshold": 50})
-    assert shown["numbers"][1][1] == "0.1000" and shown["numbers"][3][1] == "64"
-    assert sum(int(row[2][0]) for row in shown["table"]["rows"]) == 64
+def test_the_accuracy_after_a_cut_equals_a_loop(run):
+    r = run.readout
+    places = cut.ranks(cut.by_head(r), cut.by_activation(r))
+    entries = [(-float(cut.by_head(r)[c, k]), -float(cut.by_activation(r)[c, k]), c, k) for c in range(10) for k in range(64)]
+    first = {(c, k) for *_, c, k in sorted(entries)[:96]}
+    assert {(c, k) for c in range(10) for k in range(64) if places[c, k] < 96} == first
+    hits, size = [0] * 10, [0] * 10
+    for i in range(61):
+        logits = [r.bias[c] + sum(r.weight[c, k] * r.features[i, k] for k in range(64) if (c, k) in first) for c in range(10)]
+        size[r.labels[i]] += 1
+        hits[r.labels[i]] += int(np.argmax([float(v) for v in logits])) == int(r.labels[i])
+    part = dataclasses.replace(r, features=r.features[:61], labels=r.labels[:61])
+    (found,) = cut.accuracies(part, places, [96])
+    assert found.tolist() == pytest.approx([h / n if n else float("nan") for h, n in zip(hits, size, strict=True)], nan_ok=True)
 
 
-def test_the_sparsity_view_equals_a_loop(explorers):
-    e = explorers["sparsity"]
-    d, i, t = e.data, 1, 20
-    keep = d["gate"][i] >= np.float32(t / 50)
-    right = 0
-    for n, y in enumerate(d["labels"]):
-        logits = [
-            sum(float(d["head"][0][c, k]) * int(d["q"][0][n, k]) for k in range(64) if keep[c, k]) + float(d["bias"][0][c])
-            for c in range(10)
-        ]
-        right += int(np.argmax(logits)) == y
-    assert e.view({"gate": i, "threshold": t})["numbers"][0][1] == views.fixed(right / 300, 4)
+@pytest.mark.parametrize("levels, connections, counts", [((1, 10, 100), 640, [6, 64, 640]), ((1,), 12, [1])])
+def test_a_level_keeps_its_share_and_at_least_one_connection(levels, connections, counts):
+    assert cut.kept(levels, connections) == counts
+
+
+def test_networks_of_different_sizes_are_not_compared(run):
+    other, r = dataclasses.replace(run), run.readout
+    half = dataclasses.replace(r, features=r.features[:, :32], weight=r.weight[:, :32], gate=r.gate[:, :32], gates=None)
+    object.__setattr__(other, "readout", half)
+    with pytest.raises(Problem, match="layers of different sizes"):
+        explore.cut({"a": [run], "b": [other]}, data.CLASSES, "Cut", (0, 1))
 
 
 def test_removing_every_class_leaves_the_bias_and_removing_none_the_network(explorers, run):
     e = explorers["removal"]
-    assert e.view({"gate": 0, "removed": 0})["numbers"][1][1] == "–"
-    everything = e.view({"gate": 0, "removed": 0b1111111111})
-    assert everything["numbers"][3][1] == "64"
-    column = 1 + int(run.readout.bias.argmax())
-    assert all(row[column][0] == "100" for row in everything["table"]["rows"])
+    none = e.view({"removed": 0})
+    assert none["numbers"][0][1] == "–" and none["told"] == "Filters switched off: CSG 0, STD 0."
+    everything = e.view({"removed": 0b1111111111})
+    assert everything["told"].startswith("Filters switched off: CSG 64")
+    favourite = data.CLASSES[int(run.readout.bias.argmax())]
+    assert {row[2][0] for row in everything["table"]["rows"]} == {favourite, "–"}  # the favourite itself is never mistaken
+
+
+def test_the_first_states_show_something(explorers, run):
+    assert explorers["removal"].start() == {"removed": 1 << 3}
+    assert explorers["cut"].view(explorers["cut"].start())["numbers"][2][1] == "64 of 640"
+    e, M = explorers["filter"], metrics.information(run.readout)
+    k = e.data["order"][0][e.start()["filter"]]
+    differ = (run.readout.gate.argmax(0) != M.argmax(0)).nonzero()
+    assert len(differ) == 0 or k in differ
+
+
+def test_filters_stand_in_the_order_of_their_classes(explorers, run):
+    (control,) = explorers["filter"].controls
+    own = [level.split("(")[1].rstrip(")") for level in control.levels]
+    assert own == sorted(own, key=data.CLASSES.index)
+    assert sorted(int(level.split()[0]) for level in control.levels) == list(range(64))
 
 
 def test_the_pictures_are_those_that_excite_the_filter_most(explorers, run, mini):
@@ -89,9 +120,10 @@ def test_the_pictures_are_those_that_excite_the_filter_most(explorers, run, mini
 
     a = read_out(run.network(), None, data.Images(mini.test.images[:80], mini.test.labels[:80])).features
     e = explorers["filter"]
-    for k in (0, 31, 63):
+    for place in (0, 31, 63):
+        k = e.data["order"][0][place]
         labels = mini.test.labels[:80][a[:, k].argsort(descending=True, stable=True)[:6]]
-        assert [name for _, name in e.view({"filter": k})["images"]] == [data.CLASSES[int(c)] for c in labels]
+        assert [name for _, name in e.view({"filter": place})["images"]] == [data.CLASSES[int(c)] for c in labels]
 
 
 @pytest.mark.parametrize("x, digits, text", [(0.0625, 3, "0.063"), (0.5, 0, "1"), (0.1, 4, "0.1000"), (2.675, 2, "2.67")])
@@ -103,11 +135,7 @@ def test_numbers_are_rounded_as_javascript_does(x, digits, text):
 
 
 def test_a_control_without_levels_is_refused(run):
-    with pytest.raises(Problem, match="has no levels"):
-        explore.sparsity({}, data.CLASSES)
-    with pytest.raises(Problem, match="'Trained with the bound.*has no levels"):
-        explore.trained_density({}, data.CLASSES)
-    with pytest.raises(Problem, match="has no levels"):
+    with pytest.raises(Problem, match="'X' has no levels"):
         Control("x", "range", "X", ())
 
 
@@ -125,8 +153,8 @@ def test_runs_read_out_on_different_images_are_refused(run):
 
 def test_a_bundle_over_its_budget_is_refused(explorers, monkeypatch):
     monkeypatch.setattr(explore, "BUDGET", 10_000)
-    with pytest.raises(Problem, match=r"'Sparsity' takes \d+ bytes gzipped, more than 10000: give it fewer samples"):
-        explorers["sparsity"].to_html()
+    with pytest.raises(Problem, match=r"'Remove classes' takes \d+ bytes gzipped, more than 10000: give it fewer samples"):
+        explorers["removal"].to_html()
 
 
 # Live and static
@@ -175,22 +203,19 @@ def test_without_javascript_there_is_a_figure_with_its_numbers_and_a_caption(nam
 
 # In the built book
 
-PAGES = {"explore": ["sparsity", "trained density", "filter"], "filter-removal": ["removal"], "training-curves": ["film"]}
+PAGES = {"explore": ["cut", "bounds", "filter"], "filter-removal": ["removal"], "training-curves": ["film"]}
 
 
 @pytest.fixture(scope="session")
 def built(html) -> dict[str, explore.Explorer]:
     """The explorers of the smoke book, made anew from its runs as its pages make them."""
-    first = {n: group[0] for n, group in experiments.published("explore", "smoke", BUILD / "runs").items() if group}
-    csg, std = first["csg"], first["std"]
-    gates = {
-        "CSG, learned gate": (csg, csg.readout.gate),
-        "CSG, mean activations": (csg, explore.normalised_means(csg)),
-        "STD, mean activations": (std, explore.normalised_means(std)),
-    }
+    runs = experiments.published("explore", "smoke", BUILD / "runs")
+    csg, std = runs["csg"][0], runs["std"][0]
+    words = {"std": "Standard", "csg": "CSG", "matched": "Matched", "picnn": "PICNN", "icnn": "ICNN"}
+    networks = {word: runs[name] for name, word in words.items()}
     return {
-        "sparsity": explore.sparsity(gates, data.CLASSES),
-        "trained density": explore.trained_density({"0.1": first["alternating"]}, data.CLASSES),
+        "cut": explore.cut(networks, data.CLASSES, "Cut connections", (0, 1)),
+        "bounds": explore.cut({"bound 0.1": runs["alternating"]}, data.CLASSES, "Trained with another bound", (0, 0), by=2),
         "removal": explore.remove_classes({"CSG": csg, "STD": std}, data.CLASSES),
         "film": explore.training_film(csg, data.CLASSES),
         "filter": explore.one_filter(csg, data.CLASSES, data.load("cifar10-mini").test),
@@ -257,9 +282,9 @@ def test_every_control_shows_pythons_numbers_by_keyboard_and_by_mouse(page, i, n
             assert shown(browser, root) == expected(e, state)
         elif c.kind == "choice":
             (box,) = element(c)
-            box.send_keys(Keys.ARROW_DOWN)
+            box.send_keys(Keys.END)
             state[c.id] = int(box.get_property("value"))
-            assert state[c.id] == 1
+            assert state[c.id] == len(c.levels) - 1
             assert shown(browser, root) == expected(e, state)
         else:
             for k, box in enumerate(element(c)):
@@ -267,12 +292,43 @@ def test_every_control_shows_pythons_numbers_by_keyboard_and_by_mouse(page, i, n
                     box.click()
                 else:
                     box.send_keys(Keys.SPACE)
-                state[c.id] |= 1 << k
+                state[c.id] ^= 1 << k
                 assert shown(browser, root) == expected(e, state)
     status = root.find_element("css selector", "[role=status]")
     browser.execute_async_script("setTimeout(arguments[0], 500)")
     text = status.get_attribute("textContent")
     assert all(f"{label}: {value}" in text for label, value in e.view(state)["numbers"])
+
+
+@pytest.mark.browser
+def test_a_state_has_an_address_that_brings_it_back_and_reset_returns_to_the_first(site, browser, built):
+    from selenium.webdriver import Keys
+
+    e = built["cut"]
+    open_page(browser, f"{site}/explore.html", 1280)
+    root = browser.find_elements("css selector", ".csg-explorer")[0]
+    root.find_element("css selector", "[data-control=share]").send_keys(Keys.HOME)
+    state = e.start() | {"share": 0}
+    link = root.find_element("css selector", ".csg-address").get_attribute("href")
+    assert link.endswith("#explore=cut-connections&share=0&left=0&right=1&by=0") and browser.current_url == link
+    browser.get("about:blank")
+    browser.get(link)
+    root = browser.find_elements("css selector", ".csg-explorer")[0]
+    assert shown(browser, root) == expected(e, state)
+    root.find_element("css selector", ".csg-reset").click()
+    assert shown(browser, root) == expected(e, e.start())
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("words", ["share=99", "share=x", "shares=1", "left=5", "share="])
+def test_an_address_with_a_state_that_is_not_here_is_told_and_the_rest_shown(words, site, browser, built):
+    e = built["cut"]
+    browser.get("about:blank")
+    browser.get(f"{site}/explore.html#explore=cut-connections&right=2&{words}")
+    root = browser.find_elements("css selector", ".csg-explorer")[0]
+    note = root.find_element("css selector", ".csg-note")
+    assert note.is_displayed() and words in note.text and "which is not here" in note.text
+    assert shown(browser, root) == expected(e, e.start() | {"right": 2})
 
 
 @pytest.mark.browser
@@ -287,13 +343,13 @@ def test_the_pictures_of_a_filter_are_drawn(site, browser, built):
 
 
 TIME = """
-const [slider, done] = arguments, times = [];
+const [box, done] = arguments, times = [];
 let n = 0;
 function step() {
-  if (n === 12) { done(times); return; }
-  slider.value = String((n++ * 7) % (Number(slider.max) + 1));
+  if (n++ === 12) { done(times); return; }
+  box.checked = !box.checked;
   const start = performance.now();
-  slider.dispatchEvent(new Event('input', {bubbles: true}));
+  box.dispatchEvent(new Event('input', {bubbles: true}));
   times.push(performance.now() - start);
   requestAnimationFrame(() => setTimeout(step, 0));
 }
@@ -302,16 +358,16 @@ step();
 
 
 @pytest.mark.browser
-def test_a_slider_over_2000_samples_answers_at_once(browser, run, tmp_path):
+def test_a_box_over_2000_samples_answers_at_once(browser, run, tmp_path):
     """No timed gate: the time that a step takes is printed, and only a hundredfold of it fails."""
     many = dataclasses.replace(run)
     a = run.readout
     doubled = {name: torch.cat([t, t]) for name, t in (("features", a.features), ("labels", a.labels))}
     object.__setattr__(many, "readout", dataclasses.replace(a, **doubled))
     page = tmp_path / "page.html"
-    page.write_text(explore.sparsity({"a": (many, explore.normalised_means(many))}, data.CLASSES, n=2000).to_html())
+    page.write_text(explore.remove_classes({"a": many, "b": many}, data.CLASSES, n=2000).to_html())
     browser.get(page.as_uri())
-    times = browser.execute_async_script(TIME, browser.find_element("css selector", "input[type=range]"))
+    times = browser.execute_async_script(TIME, browser.find_element("css selector", "input[type=checkbox]"))
     print(f"from input to the new view: median {np.median(times):.1f} ms, longest {max(times):.1f} ms")
     assert len(times) == 12 and np.median(times) < 1000
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 from csgbook import claims, experiments
-from csgbook.evidence import use
+from csgbook.evidence import cut, use
 from csgbook.explorers import worked
 from csgbook.pages import drawings, first_page, scoreboard
 from csglib import data, runs
@@ -64,8 +64,8 @@ def test_one_group_per_class_equals_a_loop_and_takes_the_better_assignment(reado
             hits += int(np.argmax([float(v) for v in logits])) == int(r.labels[i])
         found.append(hits / 90)
     assert found[0] != found[1]
-    assert use.one_group(r) == pytest.approx(max(found))
-    assert use.one_group_loss(r) == pytest.approx(metrics.accuracy(r.logits, r.labels) - max(found))
+    assert cut.one_group(r) == pytest.approx(max(found))
+    assert cut.one_group_loss(r) == pytest.approx(metrics.accuracy(r.logits, r.labels) - max(found))
 
 
 def test_own_and_other_classes_equal_loops(readout):
@@ -192,6 +192,7 @@ def test_runs_on_the_papers_schedule_are_told_as_soon_as_there_are_any(three):
     assert "200 epochs" in text and "2 epochs with a one-cycle" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finding", first_page.FINDINGS, ids=lambda f: f.headline)
 def test_a_headline_stands_only_where_the_numbers_bear_it(finding, three):
     published = experiments.published("which-one", "short")
@@ -336,6 +337,7 @@ def expected(state: dict) -> dict:
     return {name: text for name, (text, _) in worked.view(state).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_every_control_of_the_example_shows_pythons_numbers_by_keyboard(example):
     from selenium.webdriver import Keys
@@ -390,7 +392,7 @@ def test_a_script_that_fails_leaves_the_figure_and_a_sentence(browser, tmp_path)
 @pytest.mark.parametrize(
     "text, number",
     [("0.8924 ± 0.0006", True), ("-0.0205 to -0.0072", True), ("+0.5", True), ("10,000", True), ("12.5 %", True),
-     ("1e-06", True), ("std", False), ("30 epochs, one cycle", False), ("ACC2", False), ("0.1 of the classes", False)],
+     ("1e-06", True), ("std", False), ("30 epochs, one-cycle schedule", False), ("ACC2", False), ("0.1 of the classes", False)],
 )  # fmt: skip
 def test_a_cell_with_a_number_is_marked_so_that_it_never_breaks(text, number):
     assert bool(layout.NUMBER.fullmatch(text)) == number

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from csgbook.evidence.cut import one_group_loss
 from csgbook.evidence.verdicts import removed
 from csglib.analysis import metrics
 from csglib.readout import Readout
@@ -27,22 +28,6 @@ def own_evidence(readout: Readout) -> float:
     """Mean over classes of the share of a class's evidence that its own filters give."""
     E, own = evidence(readout), metrics.own_filters(readout)
     return ((E * own).sum(1) / E.sum(1).clamp(min=1e-12)).mean().item()
-
-
-def assignments(readout: Readout) -> list[Float[Tensor, "C K"]]:
-    """Ways to give each filter to one class: by the gate, or without one by mean activation; and by the head's weights."""
-    return [metrics.own_filters(readout), metrics.cluster(readout.weight)]
-
-
-def one_group(readout: Readout) -> float:
-    """Accuracy where each class's logit is summed over its own filters alone, no retraining: each entry of the head that
-    does not belong to the filter's class is set to zero.  Of the ways to assign filters the one that suits the network best."""
-    r = readout
-    return max(metrics.accuracy(r.features @ (r.weight * own).T + r.bias, r.labels) for own in assignments(r))
-
-
-def one_group_loss(readout: Readout) -> float:
-    return metrics.accuracy(readout.logits, readout.labels) - one_group(readout)
 
 
 def elsewhere(readout: Readout) -> float:

@@ -14,7 +14,7 @@ import torch
 
 from csgbook import measured
 from csgbook.claims import CLAIMS, UNCONFIRMED, Claim
-from csgbook.evidence import leak, rules, schedules
+from csgbook.evidence import cut, leak, rules, schedules
 from csgbook.evidence.from_images import class_matrix, reach
 from csglib import networks
 from csglib.analysis import attacks, metrics
@@ -89,6 +89,7 @@ STATISTICS: dict[str, Callable[[Run], float | None]] = {
     "removed_own": lambda run: removed(run)[0],
     "removed_gain": lambda run: removed(run)[1] - run.metrics["accuracy"],
     "own_share": lambda run: metrics.own_share(run.readout),
+    "one_group": lambda run: cut.one_group(run.readout),
     "hoyer": lambda run: metrics.hoyer(run.readout.features),
     "reach": reach,
     "acc3": lambda run: metrics.clusters(run.readout, class_matrix(run))[1],
@@ -115,7 +116,7 @@ HELD: dict[str, Callable[[Run], float]] = {  # values at which a method's own co
 
 def schedule(recipe: Recipe) -> str:
     """In words, since a verdict on another schedule than the paper's says so."""
-    form = {"onecycle": "one cycle", "steps": "steps"}[recipe.lr_schedule]
+    form = {"onecycle": "one-cycle schedule", "steps": "step schedule"}[recipe.lr_schedule]
     data = "" if recipe.dataset == "cifar10" else f"{recipe.dataset}, "
     return f"{data}{recipe.epochs} epochs, {form}"
 

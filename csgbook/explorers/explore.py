@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 
 from csgbook.embed import bundle, sprite
+from csgbook.evidence.cut import LEVELS, accuracies, by_activation, by_head, kept, ranks
 from csgbook.explorers.markup import control_html, packed, render
-from csgbook.explorers.views import THRESHOLDS, VIEWS, gated_data
+from csgbook.explorers.views import VIEWS, gated_data
 from csglib.analysis import metrics
 from csglib.data.images import Images
 from csglib.errors import Problem
@@ -27,6 +29,12 @@ BUDGET = 400_000  # bytes that an explorer may add to its page, gzipped
 SCRIPT = Path(__file__).with_name("explore.js")
 STYLE = Path(__file__).with_name("explore.css")
 CLASS = "csg-explorer tex2jax_ignore mathjax_ignore"  # of the figure: MathJax would take a name with two dollars for a formula
+
+
+LINKS = (
+    '<p class="csg-links" hidden><button type="button" class="csg-reset">Reset</button> '
+    '<a class="csg-address" href="#">Link to this state</a></p>'
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,11 @@ class Explorer:
     def start(self) -> dict[str, int]:
         return {control.id: control.start for control in self.controls}
 
+    @property
+    def name(self) -> str:
+        """In the address of a state: the title in small letters, with hyphens."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
+
     def sprite(self) -> str:
         """The style that carries the pictures, once for all of them."""
         if "sprite" not in self.data:
@@ -72,9 +85,9 @@ class Explorer:
         uid = "csg-" + hashlib.sha256((self.title + payload).encode()).hexdigest()[:10]
         controls = "".join(control_html(uid, control) for control in self.controls)
         text = (
-            f'<figure class="{CLASS}" id="{uid}" aria-label="{html.escape(self.title)}"{self.sprite()}>'
+            f'<figure class="{CLASS}" id="{uid}" data-name="{self.name}" aria-label="{html.escape(self.title)}"{self.sprite()}>'
             f"<style>{STYLE.read_text()}</style>"
-            f'<div class="csg-controls" hidden>{controls}</div><p class="csg-note" hidden></p>'
+            f'<div class="csg-controls" hidden>{controls}</div>{LINKS}<p class="csg-note" role="alert" hidden></p>'
             f'<div class="csg-view">{render(self.view(self.start()))}</div><p class="csg-status" role="status"></p>'
             f"<figcaption>{html.escape(self.caption)} <noscript>The sliders need JavaScript; this is their first position."
             f'</noscript></figcaption><script type="application/json">{payload}</script>'
@@ -126,37 +139,68 @@ class Explorer:
         return bundle(f"Explorer({self.title!r})", self)
 
 
-def sparsity(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, ...], n: int = 2000) -> Explorer:
-    """Drag a threshold over a matrix of classes and filters, from dense to one class a filter.
+WAYS = ("mean activation", "head weight", "gate or matrix, where there is one")
 
-    `gates` maps a name to a run and a matrix (C x K, each filter's maximum 1).  Class c keeps the filters whose entry is at
-    least the threshold, and its logit is computed from these alone.
+
+def cut(networks: dict[str, list[Run]], classes: tuple[str, ...], title: str, start: tuple[int, int], by: int = 0) -> Explorer:
+    """Cut connections between classes and filters, and see what it costs two networks side by side.
+
+    `networks` maps a name to its runs, one a seed: accuracies are means over them, matrices those of the first.
     """
+    names = tuple(networks)
+    data = cut_data(networks, classes)
     controls = (
-        Control("gate", "choice", "Network and matrix", tuple(gates)),
-        Control("threshold", "range", "Threshold", THRESHOLDS, 25),
+        Control("share", "range", "Connections kept", tuple(f"{level} %" for level in LEVELS), LEVELS.index(10)),
+        Control("left", "choice", "Left", names, start[0]),
+        Control("right", "choice", "Right", names, start[1]),
+        Control("by", "choice", "Kept first: the largest", WAYS, by),
     )
+    N, seeds = len(next(iter(networks.values()))[0].readout.labels), {len(runs) for runs in networks.values()}
+    told = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     caption = (
-        "Entries below the threshold are cut, and each class keeps the filters that are left. Numbers are of "
-        f"{counted(gates, n)}; recomputed at every step."
+        f"Accuracy on {N:,} test images, the mean over {told} seed{'s' * (max(seeds) > 1)} per network, bands from the lowest "
+        "to the highest; matrices of the first seed, filters sorted by class. Each filter's entries are divided by its "
+        "largest, so with ten classes every filter serves one of them at 10 %. Nothing is trained again."
     )
-    return Explorer("Sparsity", caption, "sparsity", controls, gated_data(gates, classes, n))
+    return Explorer(title, caption, "cut", controls, data)
 
 
-def counted(gates: dict[str, tuple[Run, torch.Tensor]], n: int) -> str:
-    N = min(len(run.readout.labels) for run, _ in gates.values())
-    return f"{min(n, N):,} test images, the information of all {N:,}"
+def cut_data(networks: dict[str, list[Run]], classes: tuple[str, ...]) -> dict:
+    """For every network and every way to order its connections: the order, the entries, and the accuracy at each level."""
+    blocks: dict[str, list] = {name: [] for name in ("rank", "value", "order", "mean", "low", "high", "each")}
+    for runs in networks.values():
+        for way in range(len(WAYS)):
+            matrices = [entries(run, way) for run in runs]
+            places = [ranks(M, by_activation(run.readout)) for M, run in zip(matrices, runs, strict=True)]
+            counts = kept(LEVELS, places[0].numel())
+            seeds = [accuracies(run.readout, p, counts) for p, run in zip(places, runs, strict=True)]
+            each = torch.stack(seeds)  # (seeds, L, C)
+            size = torch.bincount(runs[0].readout.labels, minlength=len(classes)).double()
+            overall = (each.nan_to_num() * size / size.sum()).sum(2)
+            blocks["rank"].append(places[0].numpy().astype(np.uint16))
+            blocks["value"].append((255 * matrices[0].clamp(0, 1)).round().numpy().astype(np.uint8))
+            blocks["order"].append(matrices[0].argmax(0).argsort(stable=True).numpy().astype(np.uint16))
+            blocks["mean"].append(overall.mean(0).numpy().astype(np.float32))
+            blocks["low"].append(overall.amin(0).numpy().astype(np.float32))
+            blocks["high"].append(overall.amax(0).numpy().astype(np.float32))
+            blocks["each"].append(each.mean(0).nan_to_num().numpy().astype(np.float32))
+    if len({block.shape for block in blocks["rank"]}) > 1:
+        raise Problem("the networks have layers of different sizes: compare those of one size")
+    return {name: np.stack(block) for name, block in blocks.items()} | {
+        "classes": list(classes),
+        "networks": list(networks),
+        "ways": len(WAYS),
+        "counts": counts,
+        "axis": {"length": len(LEVELS), "ticks": [[LEVELS.index(x), f"{x} %"] for x in (1, 5, 10, 20, 50, 100)]},
+    }
 
 
-def trained_density(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1000) -> Explorer:
-    """The same views over runs that were trained with different bounds on the gate's density; a name is a bound."""
-    gates = {bound: (run, run.readout.gate) for bound, run in runs.items()}
-    controls = (
-        Control("gate", "range", "Trained with the bound g/(CK)", tuple(gates)),
-        Control("threshold", "range", "Threshold", THRESHOLDS, 25),
-    )
-    caption = f"Each bound is a network of its own. Numbers are of {counted(gates, n)}."
-    return Explorer("Trained density", caption, "sparsity", controls, gated_data(gates, classes, n))
+def entries(run: Run, way: int) -> torch.Tensor:
+    """The matrix that orders a run's connections, by the place of its name in WAYS."""
+    r = run.readout
+    if way == 2 and r.gate is not None:
+        return r.gate / r.gate.amax(0).clamp(min=1e-12)
+    return by_head(r) if way == 1 else by_activation(r)
 
 
 def remove_classes(runs: dict[str, Run], classes: tuple[str, ...], n: int = 2000) -> Explorer:
@@ -165,15 +209,13 @@ def remove_classes(runs: dict[str, Run], classes: tuple[str, ...], n: int = 2000
         raise Problem(f"31 boxes can be ticked, not {len(classes)}: leave this explorer out")  # bits of a number in JavaScript
     gates = {name: (run, metrics.own_filters(run.readout)) for name, run in runs.items()}
     n = min(n, *(len(run.readout.labels) for run in runs.values()))
-    controls = (
-        Control("gate", "choice", "Network", tuple(gates)),
-        Control("removed", "checks", "Switch off the filters of", classes),
-    )
+    first = min(3, len(classes) - 1)  # of CIFAR-10 the cat
+    controls = (Control("removed", "checks", "Switch off the filters of", classes, 1 << first),)
     caption = (
-        f"Rows are the true classes of {n:,} test images, columns the classes that they are given to, in per cent. A "
+        f"Accuracy on {n:,} test images, per true class, and the class that its images are most often taken for instead. A "
         "filter belongs to the class of its gate; without a gate, to the class that excites it most."
     )
-    return Explorer("Remove classes", caption, "removal", controls, gated_data(gates, classes, n))
+    return Explorer("Remove classes", caption, "removal", controls, gated_data(gates, classes, n) | {"networks": list(runs)})
 
 
 def training_film(run: Run, classes: tuple[str, ...]) -> Explorer:
@@ -204,7 +246,7 @@ def one_filter(run: Run, classes: tuple[str, ...], images: Images, n: int = 2000
     best = features.argsort(dim=0, descending=True, stable=True)[:top].T  # (K, top)
     shown = best.unique()
     place = {int(i): j for j, i in enumerate(shown)}
-    gate = normalised_means(run) if r.gate is None else r.gate
+    gate = by_activation(r) if r.gate is None else r.gate
     data = gated_data({"": (run, gate)}, classes, n) | {
         "means": metrics.class_means(r).nan_to_num().numpy().astype(np.float32),
         "best": np.array([[place[int(i)] for i in row] for row in best], dtype=np.uint16),
@@ -214,13 +256,10 @@ def one_filter(run: Run, classes: tuple[str, ...], images: Images, n: int = 2000
     }
     caption = (
         f"Bins of the histogram run from no activation to the filter's largest over {n:,} test images; the pictures are "
-        f"those of the {len(images):,} embedded test images that excite the filter most."
+        f"those of the {len(images):,} embedded test images that excite the filter most. Filters are sorted by their class."
     )
-    levels = tuple(f"{k} ({classes[int(gate[:, k].argmax())]})" for k in range(K))
-    return Explorer("One filter", caption, "filter", (Control("filter", "range", "Filter", levels),), data)
-
-
-def normalised_means(run: Run) -> torch.Tensor:
-    """Mean activation by class, each filter divided by its largest: a matrix like a gate for a network that has none."""
-    means = metrics.class_means(run.readout).nan_to_num()
-    return means / means.amax(0).clamp(min=1e-12)
+    order, own = data["order"][0], gate.argmax(0).tolist()
+    levels = tuple(f"{k} ({classes[own[k]]})" for k in order)
+    told = data["information"][0].argmax(0)
+    start = next((place for place, k in enumerate(order) if told[k] != own[k]), 0)  # where there is something to see
+    return Explorer("One filter", caption, "filter", (Control("filter", "range", "Filter", levels, start),), data)

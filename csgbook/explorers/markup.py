@@ -6,6 +6,7 @@ Classes are called what their owners call them, so names are escaped here, never
 import base64
 import html
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -54,15 +55,12 @@ def render(view: dict) -> str:
     parts = [
         '<dl class="csg-numbers">' + "".join(f"<div><dt>{e(k)}</dt><dd>{e(v)}</dd></div>" for k, v in view["numbers"]) + "</dl>"
     ]
-    if m := view.get("matrix"):
-        labels = "".join(f"<span>{e(row)}</span>" for row in m["rows"])
-        title, (R, K) = e(m["title"]), m["values"].shape
-        parts.append(
-            f'<p class="csg-title">{title}</p><div class="csg-matrix"><div aria-hidden="true">{labels}</div>'
-            f'<div><img src="{heat_map(m["values"])}" alt="{title}: {R} rows, {K} columns"></div></div>'
-        )
+    if told := view.get("told"):
+        parts.append(f'<p class="csg-told">{e(told)}</p>')
     if lines := view.get("lines"):
         parts.append(f'<p class="csg-title">{e(lines["title"])}</p>' + chart(lines))
+    if matrices := view.get("matrices", [view["matrix"]] if "matrix" in view else []):
+        parts.append(f'<div class="csg-matrices">{"".join(matrix_html(m) for m in matrices)}</div>')
     if table := view.get("table"):
         head = "".join(f'<th scope="col">{e(name)}</th>' for name in table["head"])
         rows = "".join(
@@ -91,19 +89,48 @@ def thumb(view: dict, j: int, name: str) -> str:
     return f'<div class="csg-thumb" role="img" aria-label="test image of class {name}" style="{style}"></div>'
 
 
+def matrix_html(m: dict) -> str:
+    labels = "".join(f"<span>{html.escape(row)}</span>" for row in m["rows"])
+    title, (R, K) = html.escape(m["title"]), m["values"].shape
+    return (
+        f'<div class="csg-panel"><p class="csg-title">{title}</p><div class="csg-matrix"><div aria-hidden="true">{labels}</div>'
+        f'<div><img src="{heat_map(m["values"])}" alt="{title}: {R} rows, {K} columns"></div></div></div>'
+    )
+
+
 def chart(lines: dict) -> str:
-    """A line chart from 0 to 1 as SVG; the second line is dashed."""
+    """A line chart from 0 to 1 as SVG; the second line is dashed.  It may have bands, a mark at one place, and named places."""
+    series = list(lines["series"].items())
     last = max(lines["length"] - 1, 1)
     marks = "".join(
-        f'<line x1="30" x2="410" y1="{150 - 140 * v:g}" y2="{150 - 140 * v:g}" class="csg-grid"/>'
+        f'<line x1="30" x2="410" y1="{height(v)}" y2="{height(v)}" class="csg-grid"/>'
         f'<text x="2" y="{154 - 140 * v:g}">{v:g}</text>'
         for v in (0, 0.5, 1)
     )
+    for place, name in lines.get("ticks", ()):
+        marks += f'<text x="{along(place, last)}" y="164" text-anchor="middle">{html.escape(name)}</text>'
     drawn, legend = "", ""
-    for i, (name, values) in enumerate(lines["series"].items()):
-        points = " ".join(f"{30 + 380 * x / last:.1f},{150 - 140 * y:.1f}" for x, y in enumerate(values))
-        drawn += f'<polyline points="{points}" class="csg-line{i}"/>'
-        legend += f'<line x1="{40 + 190 * i}" x2="{70 + 190 * i}" y1="170" y2="170" class="csg-line{i}"/>'
-        legend += f'<text x="{78 + 190 * i}" y="174">{html.escape(name)}</text>'
+    style = lines.get("styles", (0, 1))  # 0 blue, 1 orange and dashed
+    for i, (low, high) in zip(style, lines.get("bands", ()), strict=False):
+        drawn += f'<polygon points="{points(low, last)} {" ".join(reversed(points(high, last).split()))}" class="csg-band{i}"/>'
+    for i, (name, values) in enumerate(series):
+        drawn += f'<polyline points="{points(values, last)}" class="csg-line{style[i]}"/>'
+        legend += f'<line x1="{40 + 190 * i}" x2="{70 + 190 * i}" y1="178" y2="178" class="csg-line{style[i]}"/>'
+        legend += f'<text x="{78 + 190 * i}" y="182" class="csg-name">{html.escape(name)}</text>'
+    if "at" in lines:
+        x = along(lines["at"], last)
+        drawn += f'<line x1="{x}" x2="{x}" y1="10" y2="150" class="csg-at"/>'
     title = html.escape(lines["title"])
-    return f'<svg class="csg-chart" viewBox="0 0 420 180" role="img" aria-label="{title}">{marks}{drawn}{legend}</svg>'
+    return f'<svg class="csg-chart" viewBox="0 0 420 188" role="img" aria-label="{title}">{marks}{drawn}{legend}</svg>'
+
+
+def along(place: int, last: int) -> str:
+    return f"{30 + 380 * place / last:.1f}"
+
+
+def height(value: float | int) -> str:
+    return f"{150 - 140 * value:.1f}"
+
+
+def points(values: Iterable[float], last: int) -> str:
+    return " ".join(f"{along(x, last)},{height(float(y))}" for x, y in enumerate(values))

@@ -16,8 +16,6 @@ from csglib.analysis import metrics
 from csglib.errors import Problem
 from csglib.runs import Run
 
-THRESHOLDS = tuple(f"{i / 50:.2f}" for i in range(51))
-
 
 def gated_data(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, ...], n: int) -> dict:
     """The first n images' features in eight bits, each run once, and each gate with the place of its run."""
@@ -55,28 +53,53 @@ def classify(data: dict, j: int, keep: np.ndarray) -> np.ndarray:
     return (data["q"][j].astype(np.float64) @ head.T + data["bias"][j].astype(np.float64)).argmax(1)
 
 
-def sparsity_view(data: dict, state: dict[str, int]) -> dict:
-    j, t = data["run"][state["gate"]], np.float32(THRESHOLDS[state["threshold"]])
-    G, M = data["gate"][state["gate"]], data["information"][j].astype(np.float64)
-    keep = t <= G
-    overall, per_class = right(data, classify(data, j, keep))
-    shown = (keep * (0.2 + 0.8 * G.astype(np.float64)))[:, data["order"][state["gate"]]]  # an open entry is never invisible
+def cut_view(data: dict, state: dict[str, int]) -> dict:
+    """Two networks side by side, of which the first connections are kept."""
+    level, names = state["share"], data["networks"]
+    n, (C, K) = data["counts"][level], data["rank"].shape[1:]
+    sides = [state["left"] * data["ways"] + state["by"], state["right"] * data["ways"] + state["by"]]
+    called = [names[state["left"]], names[state["right"]] + ", right" * (state["left"] == state["right"])]
+    now = [float(data["mean"][i, level]) for i in sides]
+    whole = [float(data["mean"][i, -1]) for i in sides]
+    keep = [data["rank"][i] < n for i in sides]
+    shown = [k * (0.2 + 0.8 * (data["value"][i] / 255)) for k, i in zip(keep, sides, strict=True)]
+    moved = " and ".join(f"{name} by {points(x - all_)}" for name, x, all_ in zip(called, now, whole, strict=True))
     return {
         "numbers": [
-            ["Accuracy", fixed(overall, 4)],
-            ["Density", fixed(keep.mean(), 4)],
-            ["Information on the classes kept, nats", fixed(mean((M * keep).max(0).tolist()), 4)],
-            ["Filters kept", str(int(keep.any(0).sum()))],
+            *[[f"{name}, accuracy", fixed(x, 4)] for name, x in zip(called, now, strict=True)],
+            ["Connections kept", f"{n} of {C * K}"],
+            ["Per class, mean", f"{fixed(n / C, 1)} of {K} filters"],
         ],
-        "matrix": matrix("Entries of classes and filters; those below the threshold are cut", data["classes"], shown),
+        "told": f"Cutting the other {C * K - n} connections moves the accuracy of {moved} points.",
+        "lines": {
+            "title": "Accuracy against the share of connections kept",
+            "series": dict(zip(called, (data["mean"][i].tolist() for i in sides), strict=True)),
+            "bands": [(data["low"][i].tolist(), data["high"][i].tolist()) for i in sides],
+            "at": level,
+            "styles": (1, 0),  # the right one blue, as CSG is in the book's figures
+        }
+        | data["axis"],
+        "matrices": [
+            matrix(f"{name}: the connections that are left", data["classes"], values[:, data["order"][i]])
+            for name, values, i in zip(called, shown, sides, strict=True)
+        ],
         "table": {
-            "head": ["Class", "Accuracy", "Filters"],
+            "head": ["Class", *[f"{name}, accuracy" for name in called], *[f"{name}, filters" for name in called]],
             "rows": [
-                [name, [fixed(per_class[c], 3), per_class[c]], [str(int(keep[c].sum())), keep[c].mean()]]
-                for c, name in enumerate(data["classes"])
+                [
+                    label,
+                    *[[fixed(float(data["each"][i, level, c]), 3), float(data["each"][i, level, c])] for i in sides],
+                    *[[str(int(k[c].sum())), k[c].mean()] for k in keep],
+                ]
+                for c, label in enumerate(data["classes"])
             ],
         },
     }
+
+
+def points(x: float) -> str:
+    """A difference in accuracy with its sign, in points."""
+    return ("−" if x < 0 else "+") + fixed(abs(100 * x), 1)
 
 
 def mean(values: list[float]) -> float:
@@ -85,25 +108,31 @@ def mean(values: list[float]) -> float:
 
 
 def removal_view(data: dict, state: dict[str, int]) -> dict:
-    i, classes, y = state["gate"], data["classes"], data["labels"]
-    j = data["run"][i]
-    off = np.array([bool(state["removed"] >> c & 1) for c in range(len(classes))])
-    lost = (data["gate"][i] * off[:, None]).max(0) > 0
-    guessed = classify(data, j, np.broadcast_to(~lost, data["head"][j].shape))
-    overall, per_class = right(data, guessed)
-    counts = np.array([[np.sum((y == c) & (guessed == d)) for d in range(len(classes))] for c in range(len(classes))])
-    share = counts / counts.sum(1, keepdims=True).clip(min=1)
-    groups = [[v for v, o in zip(per_class, off, strict=True) if o == side] for side in (True, False)]
+    """Every network without the filters of the chosen classes, side by side."""
+    classes, y = data["classes"], data["labels"]
+    C = len(classes)
+    off = np.array([bool(state["removed"] >> c & 1) for c in range(C)])
+    numbers, columns, told = [], [], []
+    for i, name in enumerate(data["networks"]):
+        j = data["run"][i]
+        lost = (data["gate"][i] * off[:, None]).max(0) > 0
+        guessed = classify(data, j, np.broadcast_to(~lost, data["head"][j].shape))
+        per_class = right(data, guessed)[1]
+        groups = [[v for v, o in zip(per_class, off, strict=True) if o == side] for side in (True, False)]
+        numbers.append([f"{name}: switched-off classes", fixed(mean(groups[0]), 3) if groups[0] else "–"])
+        numbers.append([f"{name}: the other classes", fixed(mean(groups[1]), 3) if groups[1] else "–"])
+        told.append(f"{name} {int(lost.sum())}")
+        counts = np.array([[np.sum((y == c) & (guessed == d)) for d in range(C)] for c in range(C)])
+        np.fill_diagonal(counts, 0)
+        wrong = [f"{classes[int(row.argmax())]}" if row.any() else "–" for row in counts]
+        columns.append([[[fixed(v, 3), v], [w, 0.0]] for v, w in zip(per_class, wrong, strict=True)])
+    head = [text for name in data["networks"] for text in (f"{name}, accuracy", f"{name}, taken for")]
     return {
-        "numbers": [
-            ["Accuracy", fixed(overall, 4)],
-            ["On the classes switched off", fixed(mean(groups[0]), 3) if groups[0] else "–"],
-            ["On the others", fixed(mean(groups[1]), 3) if groups[1] else "–"],
-            ["Filters off", str(int(lost.sum()))],
-        ],
+        "numbers": numbers,
+        "told": f"Filters switched off: {', '.join(told)}.",
         "table": {
-            "head": ["Images of", *classes],
-            "rows": [[name, *[[fixed(100 * v, 0), v] for v in share[c]]] for c, name in enumerate(classes)],
+            "head": ["True class", *head],
+            "rows": [[name, *[cell for column in columns for cell in column[c]]] for c, name in enumerate(classes)],
         },
     }
 
@@ -115,15 +144,17 @@ def film_view(data: dict, state: dict[str, int]) -> dict:
     G = data["gates"][max(t, 0)] / 255 if t >= 0 else np.full(data["gates"].shape[1:], 0.5)
     density = fixed(int(data["gates"][t].astype(np.int64).sum()) / 255 / G.size, 3) if t >= 0 else "not trained yet"
     series = {"standard path": data["accuracy"][: e + 1], "gated path": data["gated"][: e + 1]}
+    gated = data["paths"][e] in ("gated", "joint")
     return {
         "numbers": [*numbers, ["Density of the gate", density]],
+        "told": f"This epoch trained the {data['paths'][e]} path: the gate {'moved' if gated else 'was frozen'}.",
         "matrix": matrix("The gate after this epoch", data["classes"], G),
         "lines": {"title": "Test accuracy by epoch", "length": len(data["accuracy"]), "series": series},
     }
 
 
 def filter_view(data: dict, state: dict[str, int]) -> dict:
-    k, classes, y = state["filter"], data["classes"], data["labels"]
+    k, classes, y = data["order"][0][state["filter"]], data["classes"], data["labels"]
     G, M, mean = (values[:, k].astype(np.float64) for values in (data["gate"][0], data["information"][0], data["means"]))
     q = data["q"][0][:, k].astype(int)
     bins = np.minimum(q * 24 // 256, 23)
@@ -133,22 +164,26 @@ def filter_view(data: dict, state: dict[str, int]) -> dict:
     for c, name in enumerate(classes):
         bar = [G[c], M[c] / max(M.max(), 1e-12), mean[c] / max(mean.max(), 1e-12)]  # each as a share of the column's largest
         rows.append([name, [fixed(G[c], 2), bar[0]], [fixed(M[c], 4), bar[1]], [fixed(mean[c], 3), bar[2]]])
+    own, told = classes[int(G.argmax())], classes[int(M.argmax())]
     return {
         "numbers": [
-            ["Class by the gate", classes[int(G.argmax())]],
-            ["Most information on", classes[int(M.argmax())]],
-            ["That information, nats", fixed(M.max(), 4)],
-            ["Images at rest", f"{fixed(100 * (q == 0).mean(), 1)} %"],
+            ["Class of the gate", own],
+            ["Largest mutual information", told],
+            ["Mutual information, nats", fixed(M.max(), 4)],
+            ["Images with zero activation", f"{fixed(100 * (q == 0).mean(), 1)} %"],
         ],
+        "told": f"Gate and information agree on {own}."
+        if own == told
+        else f"The gate gives this filter to {own}, and its activation tells most about {told}.",
         "matrix": matrix("Histogram of the activation, one row a class, from rest to the largest", classes, np.sqrt(share)),
-        "table": {"head": ["Class", "Gate", "Information", "Mean activation"], "rows": rows},
+        "table": {"head": ["Class", "Gate", "Mutual information, nats", "Mean activation"], "rows": rows},
         "images": [[int(j), classes[data["of"][j]]] for j in data["best"][k]],
         "across": data["across"],
     }
 
 
 VIEWS: dict[str, Callable[[dict, dict[str, int]], dict]] = {
-    "sparsity": sparsity_view,
+    "cut": cut_view,
     "removal": removal_view,
     "film": film_view,
     "filter": filter_view,

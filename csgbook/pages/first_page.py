@@ -14,6 +14,7 @@ from csgbook import measured
 from csgbook.claims import CLAIMS
 from csgbook.embed import raw, sprite
 from csgbook.evidence import use, verdicts
+from csgbook.evidence.cut import one_group_loss
 from csgbook.evidence.verdicts import removed
 from csgbook.pages import drawings
 from csgbook.pages.scoreboard import forest, tally
@@ -174,7 +175,7 @@ FINDINGS = (
     ),
     Finding(
         "One group of filters is enough for a class", "One group of filters for each class",
-        lambda run: use.one_group_loss(run.readout), "{:.3f}", lambda m: m["csg"] < 0.02 < m["std"], group_told,
+        lambda run: one_group_loss(run.readout), "{:.3f}", lambda m: m["csg"] < 0.02 < m["std"], group_told,
     ),
     Finding(
         "Filters tell more about their class", "What filters tell about their class",
