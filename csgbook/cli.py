@@ -11,7 +11,7 @@ from csglib.errors import Problem
 from csglib.paths import PUBLISHED
 
 
-def missing(profile: str = "paper", at_once: int = 1, device: str | None = None) -> None:
+def missing(profile: str = "paper", at_once: int = 1, device: str | None = None, runs_folder: Path = PUBLISHED) -> None:
     """Train the recipes of a profile that are not published yet, several at once, and publish each when it ends.
 
     Those whose images are not here are named and left out.
@@ -20,6 +20,7 @@ def missing(profile: str = "paper", at_once: int = 1, device: str | None = None)
         profile: smoke, quick, short or paper.
         at_once: How many train side by side.
         device: cpu or cuda.  Default: cuda where there is one.
+        runs_folder: Where the runs lie, and where new ones go.
     """
     from csgbook import experiments
     from csglib.methods import method
@@ -29,7 +30,7 @@ def missing(profile: str = "paper", at_once: int = 1, device: str | None = None)
 
     if at_once < 1:
         raise Problem(f"{at_once} trainings at once cannot be: use 1, 2, 3, ...")
-    asked = dict.fromkeys(r for page in experiments.book()["pages"] for r in experiments.missing(page, profile))
+    asked = dict.fromkeys(r for page in experiments.book()["pages"] for r in experiments.missing(page, profile, runs_folder))
     wanted = []
     for recipe in asked:
         if why := experiments.obstacle(recipe):
@@ -41,7 +42,7 @@ def missing(profile: str = "paper", at_once: int = 1, device: str | None = None)
     together, alone = ([r for r in wanted if method(r).draws is draws] for draws in (False, True))
     groups = [together[i : i + at_once] for i in range(0, len(together), at_once)] + [[r] for r in alone]
     for group in groups:
-        side_by_side([(r, PUBLISHED / r.name) for r in group], device)
+        side_by_side([(r, runs_folder / r.name) for r in group], device)
 
 
 def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = Path("build/results.json")) -> None:

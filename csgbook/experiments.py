@@ -4,6 +4,7 @@ Precision and loop are how a run is computed, not what.  Where a profile says `p
 all runs of a page share one: that of most of its runs, or what is native here where it has none.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from csglib.recipe import FORMS, Recipe
 from csglib.runs import Run, schema
 
 FILE = ROOT / "book" / "experiments.yml"
+REMEDY = "work in a clone of the repository, or restore it with git"
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,17 @@ SCHEMA = schema.record(
 
 
 def book() -> dict:
-    check_size(FILE, MIB, remedy := "work in a clone of the repository, or restore it with git")
+    check_size(FILE, MIB, REMEDY)
+    return parsed(FILE.read_bytes(), FILE)
+
+
+@functools.lru_cache(2)  # the pipeline asks a hundred times, and YAML takes 30 ms
+def parsed(content: bytes, path: Path) -> dict:
     try:
-        text = json.dumps(yaml.safe_load(FILE.read_bytes()))
+        text = json.dumps(yaml.safe_load(content))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise Problem(f"{FILE} cannot be read ({short(str(error))}): correct it, or restore it with git") from None
-    return parse_json(text, FILE, remedy, SCHEMA)
+        raise Problem(f"{path} cannot be read ({short(str(error))}): correct it, or restore it with git") from None
+    return parse_json(text, path, REMEDY, SCHEMA)
 
 
 def profile(name: str) -> Profile:

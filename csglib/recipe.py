@@ -63,7 +63,7 @@ class Recipe:
             object.__setattr__(self, name, checked(name, kind, getattr(self, name)))
 
     def density(self, num_classes: int) -> float:
-        """gate_density for so many classes: the default is one class a filter of ten, and so 1/C where there are fewer."""
+        """gate_density for so many classes: the default is one class per filter of ten, and so 1/C where there are fewer."""
         default = self.gate_density == Recipe.gate_density
         return max(self.gate_density, 1 / num_classes) if default else self.gate_density
 
@@ -138,21 +138,25 @@ def checked(name: str, kind: object, value: object) -> object:
         told = {str: "text", int: "a whole number such as 3", float: "a number such as 0.5"}[plain]
         raise Problem(f"{name} {value!r} is of another type: give {told}")
     value, default = plain(value), getattr(Recipe, name)
+    if value == default:
+        return value
     if get_origin(kind) is Literal:
         fits, remedy = value in get_args(kind), f"use one of {', '.join(get_args(kind))}"
     elif plain is str:
-        fits, remedy = get_args(kind)[1].fullmatch(value), REMEDIES.get(name, REMEDIES["net"])
+        fits, remedy = get_args(kind)[1].fullmatch(value), PLAIN
     else:
         fits, remedy = within(value, get_args(kind)[1]), f"use a number in {get_args(kind)[1]} such as {default:g}"
     if not fits:
-        raise Problem(f"{name} {value!r} is out of range: {remedy}")
+        raise Problem(f"{name} {value!r} is out of range: {REMEDIES.get(name, remedy)}")
     return value
 
 
 PLAIN = "use letters, digits and . _ - + @ : , / ~ alone, and no path upwards; ln -s gives a folder another name"
-REMEDIES = {
-    "net": PLAIN,
+REMEDIES = {  # where more can be said
     "dataset": f"{PLAIN}; pictures of your own are called folder:PATH",
+    "epochs": "train for at least 1",
+    "batch_size": "batch normalisation needs at least 2 images",
+    "gate_density": "use a number from 1/C, one class per filter, to 1, no pressure",
     "cycle": "use letters s (standard) and g (gated), such as sgs",
 }
 

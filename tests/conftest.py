@@ -36,6 +36,8 @@ LONG = bool(os.environ.get("CSGLIB_LONG"))  # tests that kill, mutate and draw t
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if {"html", "browser", "cifar10_folder", "third_party_file"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: set CSGLIB_LONG=1"))
 
@@ -171,6 +173,8 @@ def html() -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD.parent / "smoke.lock").open("w") as turn:  # of several test processes one builds, the others wait
         fcntl.flock(turn, fcntl.LOCK_EX)
+        train = [BIN / "csgbook", "missing", "--profile", "smoke", "--runs-folder", "build/smoke/runs", "--device", "cpu"]
+        subprocess.run(train, cwd=ROOT, check=True, capture_output=True)  # one process: torch is imported once
         done = snakemake("profile=smoke", "build=build/smoke")
     assert done.returncode == 0, done.stderr[-4000:]
     return BUILD / "html"

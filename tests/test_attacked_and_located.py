@@ -43,11 +43,12 @@ def rows(shown) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in table}
 
 
+@pytest.mark.slow
 def test_the_table_of_detection_shows_what_was_measured(kept, run):
     table = rows(attacked.detection({"csg": [run], "std": []}))
     assert table["Attack"] == ["csg", "std"] and len(table) == 2 + len(attacked.NAMES)
     assert table["PGD"] == ["0.200", "–"] and table["FGSM"] == ["–", "–"]
-    assert rows(attacked.turned({"csg": [run], "std": []}))["FGSM"] == ["0.900", "–"]
+    assert rows(attacked.success({"csg": [run], "std": []}))["FGSM"] == ["0.900", "–"]
 
 
 @pytest.mark.parametrize("dirty", [True, False])
@@ -72,7 +73,7 @@ def test_the_curves_have_a_marker_a_run_and_size_with_the_interval_of_its_splits
 def test_without_measurements_pages_say_which_tool_makes_them(tmp_path, monkeypatch, run):
     monkeypatch.setattr(measured, "FOLDER", tmp_path / "none")
     runs = {"csg": [run], "std": []}
-    for shown in (attacked.detection(runs), attacked.turned(runs), attacked.detection_curves(runs)):
+    for shown in (attacked.detection(runs), attacked.success(runs), attacked.detection_curves(runs)):
         assert "python tools/detection.py" in shown.data
     for shown in (located.scores(runs), located.filters_of_classes(runs)):
         assert "python tools/localisation.py" in shown.data

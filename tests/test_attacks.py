@@ -178,6 +178,7 @@ def features(n: int, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 5, generator=g), torch.randn(n, 5, generator=g) + shift
 
 
+@pytest.mark.slow
 def test_what_cannot_be_told_apart_is_at_chance_and_what_is_far_apart_is_told():
     assert np.mean(attacks.detection_errors(*features(600, 0.0), 500)) == pytest.approx(0.5, abs=0.06)
     assert np.mean(attacks.detection_errors(*features(600, 9.0), 500)) < 0.01
@@ -192,6 +193,7 @@ def test_an_image_is_never_on_both_sides_of_a_split():
         attacks.detection_errors(own[:280], own[:280], 500)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_errors_and_splits_differ():
     first, again = (attacks.detection_errors(*features(400, 0.5), 500, splits=3) for _ in range(2))
     assert first == again and len(set(first)) > 1

@@ -11,6 +11,8 @@ from csgbook import measured
 from csgbook.pages import benchmarks
 from csglib import Problem
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["cpu_train", "cpu_float32", "csg_step", "csg_step_1000", "mis", "mis_memory_mb", "peak_rss_mb"]
 NAMES += ["fast_minus_plain", "gpu_train", "gpu_run_s", "gpu_run8_s"]
 

@@ -44,7 +44,7 @@ def test_source_notebooks_are_clean_and_short(path):
 def test_every_figure_has_a_caption_and_an_alt_text(path):
     draws = r"figures\.\w+\(|located\.looks\(|attacked\.(pictures|detection_curves)\("
     drawn = [c for c in code_cells(path) if re.search(draws, c.source)]
-    assert drawn or re.search(r"\b(explore|network|atlas)\.", str(code_cells(path)))
+    assert drawn or any(re.search(r"\b(explore|network|atlas)\.\w+\(", c.source) for c in code_cells(path))
     for cell in drawn:
         assert len(cell.metadata["mystnb"]["figure"]["caption"]) > 20
         assert len(cell.metadata["mystnb"]["image"]["alt"]) > 20
@@ -58,6 +58,7 @@ def test_every_notebook_starts_with_the_same_set_up_cell_and_it_does_nothing_her
     exec(sources[0], {})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: git cannot fetch the book from here")
 def test_on_colab_the_set_up_cell_fetches_the_book_and_installs_it(tmp_path):
     """With a stand-in for google.colab and for pip; the clone is real, and csglib is imported from it."""
@@ -100,6 +101,7 @@ def test_an_unknown_notebook_parameter_is_refused(monkeypatch):
         parameters("train-a-gate", "smoke", "runs")
 
 
+@pytest.mark.slow
 def test_an_unknown_profile_stops_before_anything_runs(tmp_path):
     done = snakemake("profile=fast", f"build={tmp_path / 'build'}")
     assert done.returncode != 0
@@ -116,7 +118,7 @@ def test_results_list_every_claim_with_its_runs(html):
         if r["id"] in ("meaning-mis", "picnn-learned") or unmeasured:  # the smoke profile leaves out what it compares with
             assert r["verdict"] == "not run here" and r["ours"] is None
         else:
-            assert r["n"] == 1 and r["runs"] and r["schedule"] == "cifar10-mini, 3 epochs, one cycle"
+            assert r["n"] == 1 and r["runs"] and r["schedule"] == "cifar10-mini, 3 epochs, one-cycle schedule"
             assert r["ours"] is not None
 
 
@@ -148,7 +150,7 @@ def test_every_run_behind_a_claim_has_its_entry_with_recipe_and_commit(html):
 def test_a_page_of_results_opens_with_its_answer_and_ends_with_its_provenance(page, html):
     text = (html / f"{page}.html").read_text()
     answered = page not in ("localisation", "adversarial")  # tools measure published runs, and animals are not here
-    answer = "After cifar10-mini, 3 epochs, one cycle: " if answered else "Not answered yet:"
+    answer = "After cifar10-mini, 3 epochs, one-cycle schedule: " if answered else "Not answered yet:"
     assert answer in text
     end = text.index("No run behind this page yet" if page == "localisation" else "Run it again")
     assert text.index(answer) < text.index('id="where-the-numbers-come-from"') < end
@@ -221,6 +223,13 @@ def test_a_page_loads_without_errors_and_asks_no_other_host(opened, site):
     _, errors, asked = opened
     assert errors == [] and len(asked) > 5
     assert [u for u in asked if not u.startswith((site, "data:"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_link_to_a_page_shows_its_title_and_what_it_is_about(page, html):
+    told = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', (html / f"{page}.html").read_text()))
+    assert told["og:title"] and told["og:type"] == "website"
+    assert len(told["og:description"]) > 30 and told["description"] == told["og:description"]
 
 
 @pytest.mark.browser

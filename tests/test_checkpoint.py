@@ -84,6 +84,7 @@ def test_a_momentum_comes_back_in_the_layout_of_its_parameter(stopped):
     assert optimisers[0].state[kernel]["momentum_buffer"].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [PICNN, FLOAT16], ids=["picnn", "float16"])
 def test_a_checkpoint_of_the_form_before_is_read(recipe, stopped, tmp_path):
     """It had no scale, which each epoch set back."""
@@ -97,6 +98,7 @@ def test_a_checkpoint_of_the_form_before_is_read(recipe, stopped, tmp_path):
     assert bits(trainer.train(recipe, out, "cpu")) == bits(trainer.train(recipe, tmp_path / "whole", "cpu"))
 
 
+@pytest.mark.slow
 def test_the_scale_of_half_precision_and_its_growth_survive_a_stop(stopped, monkeypatch, tmp_path):
     """Three steps overflow in the first epoch; then the scale grows again after seven that do not, in the second."""
     original, seen = methods.METHODS["standard"], []

@@ -134,6 +134,7 @@ def test_a_download_without_a_network_leaves_nothing(refused, workplace, monkeyp
     refused("data get cifar10", "could not download", "no route to host", "try again")
 
 
+@pytest.mark.slow
 def test_a_new_process_fails_without_a_traceback(workplace):
     code = "from csglib.cli import main; main()"
     done = subprocess.run(
@@ -190,6 +191,7 @@ def test_evaluate_from_the_images_agrees_with_the_stored_readout(run, csglib):
     assert values["mis"] == pytest.approx(run.metrics["mis"], abs=0.002)
 
 
+@pytest.mark.slow
 def test_train_writes_a_run_and_prints_its_metrics_as_json(tiny, csglib, workplace):
     words = "train --dataset tiny --method csg --epochs 2 --cycle gs --batch-size 64 --out new --device cpu"
     code, out, err = csglib(*words.split())
@@ -198,6 +200,7 @@ def test_train_writes_a_run_and_prints_its_metrics_as_json(tiny, csglib, workpla
     assert "epochs in" in err
 
 
+@pytest.mark.slow
 def test_train_says_why_it_took_its_precision(tiny, csglib, workplace):
     words = "train --dataset tiny --method standard --epochs 1 --batch-size 64 --out new --device cpu"
     _, out, err = csglib(*words.split())
@@ -207,6 +210,7 @@ def test_train_says_why_it_took_its_precision(tiny, csglib, workplace):
     assert "asked for" not in reason  # nobody did
 
 
+@pytest.mark.slow
 def test_train_without_out_names_the_folder_after_the_recipe(tiny, csglib, workplace):
     words = "train --dataset tiny --method standard --epochs 1 --batch-size 64 --precision float32 --device cpu"
     code, _, _ = csglib(*words.split())
@@ -226,6 +230,7 @@ def test_runs_lists_each_run_of_a_folder(run, csglib):
     assert out.count("\n") == 1 and out.startswith("run ") and f"accuracy {run.metrics['accuracy']:.4f}" in out
 
 
+@pytest.mark.slow
 def test_results_judges_every_claim(csgbook, workplace):
     from csgbook.evidence.verdicts import CLAIMS
 
@@ -238,6 +243,7 @@ def test_results_judges_every_claim(csgbook, workplace):
     assert {"id", "page", "paper", "source", "ours", "low", "high", "n", "verdict", "runs", "schedule"} <= set(entries[0])
 
 
+@pytest.mark.slow
 def test_several_seeds_train_side_by_side_into_folders_of_their_own(tiny, csglib, workplace):
     words = "train --dataset tiny --method standard --epochs 1 --batch-size 64 --precision float32 --device cpu"
     code, out, err = csglib(*words.split(), "--seeds", "0", "1", "--out", "runs")
@@ -247,21 +253,22 @@ def test_several_seeds_train_side_by_side_into_folders_of_their_own(tiny, csglib
     assert all(str(run.metrics["accuracy"]) in out for run in trained)
 
 
+@pytest.mark.slow
 def test_what_a_profile_lacks_is_trained_and_what_it_has_is_left(tiny, csgbook, workplace, monkeypatch):
     short = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32")
     recipes = [short, replace(short, dataset="voc:nowhere")]
     monkeypatch.setattr(experiments, "book", lambda: {"pages": {"a-page": None}})
 
-    def untrained(page, profile):
-        return [r for r in recipes if not Path("runs", r.name).exists()]
+    def untrained(page, profile, folder):
+        return [r for r in recipes if not (folder / r.name).exists()]
 
     monkeypatch.setattr(experiments, "missing", untrained)
-    monkeypatch.setattr("csgbook.cli.PUBLISHED", Path("runs"))
-    code, _, err = csgbook("missing", "--profile", "paper", "--at-once", "2", "--device", "cpu")
+    words = ("missing", "--profile", "paper", "--runs-folder", "runs")
+    code, _, err = csgbook(*words, "--at-once", "2", "--device", "cpu")
     assert code == 0 and "its photographs are not here, left out: csglib train --dataset voc:nowhere" in err
     assert [path.name for path in Path("runs").iterdir()] == [recipes[0].name]
     before = runs.read(Path("runs", recipes[0].name)).provenance
-    assert csgbook("missing", "--profile", "paper")[0] == 0
+    assert csgbook(*words)[0] == 0
     assert runs.read(Path("runs", recipes[0].name)).provenance == before
 
 

@@ -13,6 +13,8 @@ from conftest import ROOT
 
 from csglib.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 COPIED = ("csglib", "csgbook", "tools", "tests", "data/cifar10-mini", "book")
 
 
@@ -70,7 +72,8 @@ from csglib.recipe import Recipe
 print("keys", *[Recipe(method=m, precision="float32").key for m in ("csg", "picnn")])
 """
 EXPERIMENT = """
-from csgbook import claims, experiments
+from csgbook import experiments
+from csgbook.evidence import verdicts
 from csglib.recipe import Recipe
 from csglib.training import train
 
@@ -82,7 +85,7 @@ quick = few | dict(epochs=2, cycle="gs", precision="float32")
 some = train(Recipe(**quick), "some", "cpu")
 none = train(Recipe(**quick, gate_momentum=0), "none", "cpu")
 of = {"alternating": [some], "no-momentum": [none]}
-print([c["ours"] for c in claims.of_page("what-matters", of) if c["id"] == "momentum-mis"][0])
+print([c["ours"] for c in verdicts.of_page("what-matters", of) if c["id"] == "momentum-mis"][0])
 """
 
 

@@ -26,6 +26,7 @@ def test_the_sample_is_balanced(mini):
     assert mini.test.labels.bincount().tolist() == [100] * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_the_sample_holds_the_full_sets_images_at_its_indices(part, mini, cifar10):
     index = torch.from_numpy(np.fromfile(SAMPLE / f"{part}.index", "<u2").astype(np.int64))

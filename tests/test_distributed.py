@@ -15,6 +15,8 @@ from csglib.recipe import Recipe
 from csglib.training import distributed, trainer
 from csglib.training.loop import Loop
 
+pytestmark = pytest.mark.slow
+
 # Process 0 takes longer over its evaluation than the processes' group waits, as over a large network's on one processor
 PATIENT = """
 import atexit, datetime, sys, time

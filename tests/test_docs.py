@@ -104,6 +104,7 @@ def test_every_block_is_of_a_kind_that_is_run_or_said_not_to_be(source):
     assert {language for language, _ in blocks(source)} <= {"sh", "python", "pycon", *SHOWN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", with_blocks("sh") + [ROOT / "CONTRIBUTING.md"], ids=name)
 def test_commands_run(source, smoke, csglib):
     for command in commands(source):
@@ -123,6 +124,7 @@ def test_commands_run(source, smoke, csglib):
         assert code == 0 and out, f"{command}: {err}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", with_blocks("python"), ids=name)
 def test_python_blocks_run(source, smoke):
     space = {"__name__": "block"}
@@ -131,6 +133,7 @@ def test_python_blocks_run(source, smoke):
             exec(compile(content, name(source), "exec"), space)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", with_blocks("pycon"), ids=name)
 def test_examples_give_what_they_say(source, tmp_path, monkeypatch):
     monkeypatch.setenv("CSGLIB_DATA", str(tmp_path / "raw"))

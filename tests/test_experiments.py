@@ -12,6 +12,7 @@ BOOK = experiments.book()
 PAIRS = [(page, profile) for page in BOOK["pages"] for profile in BOOK["profiles"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page, profile", PAIRS)
 def test_every_page_has_valid_recipes_in_every_profile(page, profile):
     p = experiments.profile(profile)
@@ -25,6 +26,7 @@ def test_every_page_has_valid_recipes_in_every_profile(page, profile):
             assert Recipe.from_dict(vars(recipe), "itself") == recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page, profile", PAIRS)
 def test_two_experiments_of_a_page_share_recipes_only_where_an_ablation_costs_nothing_less(page, profile):
     groups = experiments.recipes(page, profile)
@@ -145,6 +147,7 @@ def test_without_runs_a_page_is_trained_in_what_is_native(native, form, processo
     assert {r.form for group in page_with(tmp_path).values() for r in group} == {form}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_run_serves_whatever_its_precision_and_loop_and_what_is_missing_joins_it(form, native, processor, tmp_path):
@@ -164,6 +167,7 @@ def test_runs_of_two_forms_are_told_apart_and_the_form_of_most_is_read(native, p
     assert {r.form for g in page_with(tmp_path, csg=[BF16, BF16]).values() for r in g} == {BF16}  # three of each
 
 
+@pytest.mark.slow
 def test_published_runs_keep_their_keys():
     for page in BOOK["pages"]:
         for group in experiments.published(page, "short").values():

@@ -7,6 +7,7 @@ from csglib import data
 from csglib.analysis import metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs, rows", [(1, 1), (3, 3), (9, 4)])
 def test_the_film_shows_the_first_and_the_last_gate_and_leaves_no_figure_open(epochs, rows):
     gates = torch.linspace(1, 0.5, epochs)[:, None, None].expand(epochs, 3, 5)
@@ -42,6 +43,7 @@ DRAWINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_figure_has_its_panels_and_is_closed(name, pair):
     draw, panels = DRAWINGS[name]

@@ -28,6 +28,7 @@ except csglib.Problem as problem:
 """
 
 
+@pytest.mark.slow
 def test_without_unix_modules_everything_is_imported_and_training_is_refused_in_one_sentence():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, env=environment)

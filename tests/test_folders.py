@@ -292,6 +292,7 @@ def test_a_damaged_picture_is_read_or_refused_with_its_name(cut, flips, tmp_path
 # From command to readout
 
 
+@pytest.mark.slow
 def test_a_folder_goes_through_train_and_evaluate(zoo, csglib, place):
     words = (
         "--dataset folder:zoo@32 --method csg --epochs 3 --cycle g --batch-size 16 --lr 0.05 --gate-density 0.4 --device cpu"
@@ -314,6 +315,7 @@ def test_verify_names_the_classes(zoo, csglib):
     assert data.present("folder:zoo@64") and not data.present("folder:zoo/none")
 
 
+@pytest.mark.slow
 def test_the_sample_is_written_once_and_read_as_it_was(place, mini, monkeypatch):
     found = data.load(f"folder:{folders.sample()}@32")
     assert found.classes == mini.classes[:5] and (len(found.train), len(found.test)) == (1000, 500)
@@ -346,6 +348,7 @@ class Texts(HTMLParser):
         self.texts += [value for name, value in attrs if name == "aria-label"]
 
 
+@pytest.mark.slow
 def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
     for old, new in zip(COLOURS, ODD, strict=True):
         (zoo / old).rename(zoo / new)
@@ -370,7 +373,7 @@ def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
     ]  # fmt: skip
     assert all(figure.axes for figure in others)
     for made in (
-        explore.sparsity({"CSG": (run, run.readout.gate)}, classes),
+        explore.cut({"CSG": [run]}, classes, "Cut", (0, 0)),
         explore.remove_classes(one, classes),
         explore.training_film(run, classes),
         explore.one_filter(run, classes, images),

@@ -50,6 +50,7 @@ def family(request):
         return network, layer, linear, csglib.gated(network, layer, num_classes=10)
 
 
+@pytest.mark.slow
 def test_every_method_trains_every_family(family, mini):
     """Three steps on the embedded sample: head and gate move, what comes out is finite, evaluation draws nothing."""
     network, _, _, cut = family
@@ -89,6 +90,7 @@ def test_every_method_trains_every_family(family, mini):
             assert net.maps(x).shape[1] == net.num_filters
 
 
+@pytest.mark.slow
 def test_the_networks_own_head_is_kept_where_it_is_linear_and_refused_where_it_is_not(family):
     network, layer, linear, _ = family
     if not linear:
@@ -131,6 +133,7 @@ def test_a_layer_that_gives_no_maps_is_refused():
         csglib.gated(tv.resnet18(), "flatten", 10)
 
 
+@pytest.mark.slow
 def test_a_layer_in_the_middle_needs_a_new_head():
     with pytest.raises(Problem, match="'layer2'.*give num_classes"):
         csglib.gated(tv.resnet18(), "layer2")
@@ -151,6 +154,7 @@ def test_the_patches_of_a_vision_transformer_are_its_places():
     assert net.maps(torch.rand(2, 3, 32, 32)).shape == (2, 64, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_recipe_names_a_network_of_torchvision_and_its_layer(tiny, tmp_path):
     recipe = Recipe(
         dataset="tiny", net="shufflenet_v2_x0_5@stage4", method="csg", cycle="g", epochs=2, batch_size=64, precision="float32"
@@ -237,6 +241,7 @@ def test_an_output_that_is_no_maps_is_refused_with_what_was_found(form):
         csglib.gated(Odd(form), "last", 5)
 
 
+@pytest.mark.slow
 def test_of_a_module_that_is_called_twice_the_last_call_is_taken_and_named():
     network, images = tv.resnet18().eval(), torch.rand(2, 3, 64, 64)
     with pytest.warns(UserWarning, match="layer4.1.relu is called 2 times: .* the last call, layer4.1.relu_1"):
@@ -325,6 +330,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 @pytest.mark.parametrize("num_classes", [None, 5])
 def test_what_is_no_network_for_a_gate_is_refused_with_the_remedy(what, num_classes, unchecked):
@@ -339,6 +345,7 @@ def test_fewer_than_two_classes_are_refused(count):
         csglib.gated(tv.resnet18(), "layer4", count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, size", [("vit_b_32@encoder", 32), ("inception_v3@Mixed_7c", 32), ("alexnet@features", 16), ("vgg11@features", 16)]
 )
@@ -406,6 +413,7 @@ def test_only_thawed_layers_and_the_head_learn_and_frozen_ones_keep_their_statis
     assert {"head.weight", f"features.{prefix}.0.conv1.weight", f"features.{prefix}.0.bn1.running_mean"} <= moved
 
 
+@pytest.mark.slow
 def test_csg_and_standard_training_move_the_same_layers(tiny, tmp_path):
     """The released code counts the gate as a layer and so trains one layer more without it."""
     moved = {}

@@ -52,6 +52,7 @@ def standing_in(monkeypatch):
     monkeypatch.setattr(gpu, "RECIPE", dataclasses.replace(gpu.RECIPE, net="small"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:16 filters are few")
 @pytest.mark.parametrize("name", [n for n in gpu.NAMES if n != "two_processes"])
 def test_the_checks_themselves(name, standing_in):
@@ -59,6 +60,7 @@ def test_the_checks_themselves(name, standing_in):
     assert SMALL.get(name, "") in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["rate", "batch"])
 def test_a_graph_that_repeats_its_first_step_is_found(fault, standing_in, monkeypatch):
     """What a captured step that reads from Python instead of its buffers would train."""
@@ -83,6 +85,7 @@ def test_graphs_that_are_not_made_are_found(standing_in, monkeypatch):
         gpu.captured(torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_graph_for_each_epoch_is_found(standing_in, monkeypatch):
     replay = Loop.replay
     monkeypatch.setattr(Loop, "replay", lambda self, *a: (replay(self, *a), self.graphs.update({len(self.graphs): None})))
@@ -90,6 +93,7 @@ def test_a_graph_for_each_epoch_is_found(standing_in, monkeypatch):
         gpu.memory(torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_check_that_crashes_or_hangs_is_told_in_one_sentence(monkeypatch):
     with pytest.raises(Problem, match="KeyError: 'no such check'"):
         gpu.check("no such check")

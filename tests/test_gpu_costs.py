@@ -48,6 +48,7 @@ def test_counts_are_those_of_the_layers():
     assert cost["kernels"] > 3 * 19 + 2 * 19  # convolutions, batch normalisations and rectifiers, forward and backward
 
 
+@pytest.mark.slow
 def test_the_two_networks_have_the_gradients_of_torchvision_s_and_a_gate():
     imagenet, voc = map(gpu_costs.counted, gpu_costs.tasks())
     net = torchvision.models.resnet18()
@@ -142,6 +143,7 @@ def test_what_cannot_be_is_refused(small, change, said):
         gpu_costs.rows(machines=PLAIN, **change)
 
 
+@pytest.mark.slow
 def test_the_table_shows_every_row_and_no_price_that_nobody_gave():
     shown = gpu_costs.table().data.splitlines()
     assert len(shown) == 2 + 2 * 3

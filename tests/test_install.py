@@ -113,6 +113,7 @@ def call(installed: Path, *words: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_wheel_gives_the_command_and_the_doctor_finds_nothing_to_do(installed):
     done = call(installed, "csglib", "doctor")
     assert (done.returncode, done.stderr) == (0, "")
@@ -121,6 +122,7 @@ def test_the_wheel_gives_the_command_and_the_doctor_finds_nothing_to_do(installe
     assert "csglib data get runs" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_is_typed_and_carries_what_pages_read_but_the_runs(installed):
     where = Path(call(installed, "python", "-c", "import csglib; print(csglib.__file__)").stdout.strip()).parent
     assert where.is_relative_to(installed / "venv") and (where / "py.typed").exists()
@@ -136,6 +138,7 @@ def test_the_wheel_is_typed_and_carries_what_pages_read_but_the_runs(installed):
     assert address == release.repository()
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_on_the_sample_and_fetches_the_published_runs(installed, run):
     flags = "--dataset cifar10-mini --method standard --epochs 1 --batch-size 500 --device cpu --out run"
     done = call(installed, "csglib", "train", *flags.split())
@@ -157,6 +160,7 @@ def test_one_version_everywhere():
     assert f"## {csglib.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+@pytest.mark.slow
 def test_training_and_metrics_need_no_notebook_tools():
     """A GPU machine may have torch and little else."""
     code = """

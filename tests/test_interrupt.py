@@ -40,6 +40,7 @@ def kill_trainings(folder: Path, kills: int, seed: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_trainings_killed_at_random_moments_end_with_the_bits_of_an_uninterrupted_one(tmp_path):
     assert kill_trainings(tmp_path / "killed", 5, 0)["kills"] == 5
 
@@ -93,6 +94,7 @@ def whole(small, tmp_path_factory) -> runs.Run:
     return trainer.train(RECIPE, tmp_path_factory.mktemp("whole") / "run", "cpu")
 
 
+@pytest.mark.slow
 def test_no_system_call_of_a_save_is_a_bad_moment_to_stop_at(whole, monkeypatch, tmp_path):
     """The same within one process: a stop at the nth flush or change of a name, and then a second start."""
 
@@ -210,6 +212,7 @@ def test_one_flipped_bit_in_a_checkpoint_is_refused(place, stop_at, tmp_path):
         trainer.train(RECIPE, tmp_path / "out", "cpu")
 
 
+@pytest.mark.slow
 def test_a_second_process_is_kept_out_until_the_first_ends_however_it_ends(whole, tmp_path):
     out = tmp_path / "out"
     folder = runs.reserve(out, RECIPE)

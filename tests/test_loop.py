@@ -66,6 +66,7 @@ def assert_close(ours: dict, theirs: dict, atol: float = 1e-4) -> None:
 CASES = [(name, "float32") for name in methods.METHODS] + [("standard", "float16"), ("csg", "bfloat16")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "precision"), CASES)
 def test_recorded_steps_are_the_plain_loops(method, precision):
     """A step that is recorded once in each path and then replayed, as by a CUDA graph: nothing of it may stay behind in Python,
@@ -141,6 +142,7 @@ def test_the_bar_of_a_gpu_moves_when_the_epoch_has_ended(monkeypatch):
     assert bar.n == 0
 
 
+@pytest.mark.slow
 def test_the_compiled_loop_trains_the_same_network_and_repeats_its_bits(tmp_path):
     """In a process of their own: torch cannot compile functions whose shapes the tests check."""
     code = """
@@ -302,6 +304,7 @@ print(len(compiled))
 """
 
 
+@pytest.mark.slow
 def test_the_ninth_network_of_a_process_is_compiled_too_and_a_failure_is_told_in_one_sentence():
     """torch by itself runs it uncompiled and says nothing.  A process of its own: see below."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=Path(trainings.__file__).parent)

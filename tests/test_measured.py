@@ -104,6 +104,7 @@ def test_what_is_no_number_of_its_kind_is_neither_written_nor_read(kind, value, 
         measured.read(kind)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_verified_with_its_run(folder, csgbook):
     run = first("detection")
     measured.write("detection", replaced(measured.read("detection"), ("*", "accuracy"), 0.9))

@@ -34,6 +34,8 @@ from csglib.paths import PUBLISHED
 from csglib.runs.verify import verify
 from csglib.training import trainer
 
+pytestmark = pytest.mark.slow
+
 often = settings(
     max_examples=120 if LONG else 25,
     deadline=None,

@@ -127,6 +127,7 @@ def third_party_metrics(third_party, cifar10) -> dict:
     return metrics.evaluate(inference.read_out(third_party, None, cifar10.test))
 
 
+@pytest.mark.slow
 def test_the_third_party_network_scores_what_its_source_says(third_party_metrics):
     assert third_party_metrics["accuracy"] == 0.9173
 

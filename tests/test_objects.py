@@ -144,6 +144,7 @@ def animals(tmp_path_factory):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, counts", [("voc_animals", 587), ("det_animals", 2652)])
 def test_the_animals_are_read_whole_and_split_by_photograph(name, counts, animals):
     found = animals(name)
@@ -152,12 +153,14 @@ def test_the_animals_are_read_whole_and_split_by_photograph(name, counts, animal
     assert all(set(part.labels.tolist()) == set(range(len(ANIMALS))) for part in (found.train, found.test))
 
 
+@pytest.mark.slow
 def test_the_published_runs_have_the_animals_that_are_read_now(animals):
     """Pixel for pixel: the digest is of the images."""
     of = [runs.read(path).provenance["data_digest"] for path in sorted(runs.PUBLISHED.glob("voc-det_animals-*"))]
     assert len(of) >= 6 and set(of) == {animals("det_animals").digest}
 
 
+@pytest.mark.slow
 def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(animals, tmp_path, monkeypatch):
     whole = animals("voc_animals")
     monkeypatch.setattr(data, "load", lambda _: whole)

@@ -40,6 +40,7 @@ def test_a_training_takes_its_epochs_each_with_whole_batches_and_an_evaluation()
     assert pace.seconds(skipping, of, measured) == pytest.approx(6 * (900 * 0.01 + 500 * 0.001))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar10-mini"])
 def test_the_known_sizes_are_those_of_the_data(dataset, request):
     found = request.getfixturevalue({"cifar10": "cifar10", "cifar10-mini": "mini"}[dataset])
@@ -48,6 +49,7 @@ def test_the_known_sizes_are_those_of_the_data(dataset, request):
     assert pace.size(Recipe(dataset=dataset, holdout=500)) == Size(size[0] - 500, 500, *size[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["standard", "csg", "matched", "picnn", "icnn"])
 def test_a_few_steps_of_every_method_are_measured(method, tiny):
     recipe = dataclasses.replace(TINY, method=method)

@@ -252,8 +252,8 @@ def test_objects_of_other_classes_and_lines_with_minus_one_are_counted(town):
     found = loaded("voc:town@16@car,van")
     assert (found.train.labels.tolist(), found.test.labels.tolist()) == ([0, 1], [0, 1, 0, 1])
     assert found.report == (
-        "left out: 2 objects called Bus, 1 photograph that train.txt marks with -1, 1 photograph without an object of these "
-        "classes, 1 object called bus; 1 object called Car and taken for car"
+        "left out: 2 objects called Bus, 1 photograph that train.txt marks with -1, 1 object called bus, 1 photograph "
+        "without an object of these classes; 1 object called Car and taken for car"
     )
 
 

@@ -27,6 +27,8 @@ from csglib.recipe import Recipe
 sys.path.insert(0, str(ROOT / "tools" / "ext"))
 import content_policy  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SMOKE = {"dataset": "cifar10-mini", "net": "resnet18@layer1", "epochs": 2, "batch_size": 1000, "precision": "float32"}
 EXPERIMENTS = {
     "profiles": {
@@ -324,7 +326,7 @@ def test_class_names_are_escaped_in_an_explorer(run):
 def test_class_names_stay_values_in_an_explorers_data(name, run):
     from csgbook.explorers import explore
 
-    text = explore.sparsity({"CSG": (run, run.readout.gate)}, (name,) * 10, n=100).to_html()
+    text = explore.cut({name: [run]}, (name,) * 10, "Cut", (0, 0)).to_html()
     assert name not in text and text.count("<script") == 2 == text.count("</script>")
     (payload,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
     assert json.loads(payload)["data"]["classes"] == [name] * 10

@@ -4,6 +4,7 @@ import math
 import warnings
 
 import numpy as np
+import pytest
 import torch
 from conftest import LONG
 from hypothesis import HealthCheck, given, settings
@@ -130,6 +131,7 @@ def readouts(draw):
     return parts | {"labels": torch.from_numpy(y)}
 
 
+@pytest.mark.slow
 @often
 @given(readouts())
 def test_a_readout_is_refused_or_has_all_its_metrics_in_their_ranges(unchecked, parts):

@@ -19,6 +19,7 @@ def test_those_of_cifar10_fit_into_100_megabytes_and_all_into_130():
     assert sum(sizes.values()) < 130e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
 def test_a_run_is_whole_stands_at_its_place_and_comes_from_a_clean_commit(folder):
     run = runs.read(folder)
@@ -35,6 +36,7 @@ def test_a_run_is_whole_stands_at_its_place_and_comes_from_a_clean_commit(folder
         assert (a.gate.amax(0) == 1).all() and run.metrics["l1_density"] >= 0.1
 
 
+@pytest.mark.slow
 def test_every_published_run_is_asked_for_by_a_page():
     asked = {
         recipe.name
@@ -46,6 +48,7 @@ def test_every_published_run_is_asked_for_by_a_page():
     assert {p.name for p in FOLDERS} <= asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [SHORT["csg"][0], SHORT["std"][0]], ids=["csg", "std"])
 def test_the_metrics_follow_from_the_readout(run):
     again = metrics.evaluate(run.readout)

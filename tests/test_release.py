@@ -80,19 +80,25 @@ def test_pages_get_buttons_for_colab_and_binder_once_there_is_an_address(monkeyp
     assert set(config.html_theme_options["launch_buttons"]) == {"colab_url", "binderhub_url", "notebook_interface"}
 
 
-def test_the_theme_makes_these_buttons(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_the_theme_makes_these_buttons_and_a_link_to_a_page_shows_its_picture(monkeypatch, tmp_path):
     from sphinx.application import Sphinx
 
     monkeypatch.setattr(launch, "repository", lambda: "https://github.com/someone/csg")
-    extensions = ["myst_nb", "sphinx_book_theme", "launch"]
+    extensions = ["myst_nb", "sphinx_book_theme", "sphinxext.opengraph", "launch"]
     config = {"extensions": extensions, "html_theme": "sphinx_book_theme", "nb_execution_mode": "off", "master_doc": "page"}
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Page")])
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Page\n\nDo gates cost accuracy?")])
     nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(nb, tmp_path / "page.ipynb")
     Sphinx(tmp_path, None, tmp_path / "html", tmp_path / "doctrees", "html", config, status=None).build()
     text = (tmp_path / "html" / "page.html").read_text()
     assert "https://colab.research.google.com/github/someone/csg/blob/main/book/page.ipynb" in text
     assert "https://mybinder.org/v2/gh/someone/csg/main?urlpath=lab/tree/book/page.ipynb" in text
+    told = dict(re.findall(r'<meta property="(og:\w+)" content="([^"]*)"', text))
+    assert told["og:title"] == "Page" and told["og:description"] == "Do gates cost accuracy?"
+    assert told["og:url"] == "https://someone.github.io/csg/page.html"
+    picture = told["og:image"].removeprefix("https://someone.github.io/csg/")
+    assert (tmp_path / "html" / picture).read_bytes().startswith(b"\x89PNG")
 
 
 # The runs

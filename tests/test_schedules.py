@@ -57,20 +57,26 @@ def test_the_longest_schedule_that_can_decide_leads_and_the_others_stand_beside_
     assert [r["csg"][0].recipe.epochs for r in by_schedule] == [200, 30]
     judged = {c["id"]: c for c in verdicts.of_page("table1", *by_schedule)}
     order, matched, number = (judged[name] for name in ("accuracy-order", "accuracy-matched", "accuracy-std"))
-    assert order["schedule"] == "200 epochs, steps" and [c["schedule"] for c in order["also"]] == ["30 epochs, one cycle"]
-    assert matched["schedule"] == "30 epochs, one cycle" and matched["also"][0]["verdict"] == "inconclusive: one seed"
+    assert order["schedule"] == "200 epochs, step schedule" and [c["schedule"] for c in order["also"]] == [
+        "30 epochs, one-cycle schedule"
+    ]
+    assert matched["schedule"] == "30 epochs, one-cycle schedule" and matched["also"][0]["verdict"] == "inconclusive: one seed"
     assert number["verdict"] != "inconclusive: another schedule" == number["also"][0]["verdict"]
     table = verdicts.markdown(list(judged.values())).splitlines()
     assert (
         sum(line.startswith("| *the same* |") for line in table) == len(judged) and len({t.count("|") for t in table[:19]}) == 1
     )
     text = verdicts.answer(list(judged.values()))
-    assert text.startswith("**After 200 epochs, steps: ") and "interval holds 0; 3 seeds; after 30 epochs, one cycle" in text
+    assert (
+        text.startswith("**After 200 epochs, step schedule: ")
+        and "interval holds 0; 3 seeds; after 30 epochs, one-cycle schedule" in text
+    )
     named = schedules.named(by_schedule)
     assert set(named) == {f"{name}, {n} epochs" for name in METHODS for n in (200, 30)}
     assert {r.recipe.name for r in schedules.beside("table1", "quick")} == {r.recipe.name for g in named.values() for r in g}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["quick", "short", "paper"])
 def test_with_runs_of_one_schedule_there_is_no_other(profile, trained, published):
     published(trained((0, 0, 0), **LONG), trained((3, 3, 3)), trained((1, 0, 0), epochs=10))
@@ -127,12 +133,13 @@ def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
 
 def test_the_figure_has_an_interval_from_three_seeds_on_and_a_hollow_mark_below(trained, published):
     published(trained((3, 3, 1), 0.012, **LONG), trained((3, 3, 3)), trained((1, 3, 0), epochs=10))
+    before = plt.get_fignums()
     figure = growth.gap_figure(schedules.lengths("quick"))
     for ax in figure.axes:
         hollow = [bar for bar in ax.containers if bar.lines[0].get_markerfacecolor() == "white"]
         assert len(ax.containers) == 5 and len(hollow) == 2 and all(not bar.lines[2] for bar in hollow)
         assert [t.get_text() for t in ax.get_xticklabels()] == ["10", "30", "200"]
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == before
 
 
 def test_runs_that_should_not_be_compared_stop_every_place_that_compares_them(trained, published):
@@ -169,11 +176,12 @@ def test_a_book_with_other_profiles_or_experiments_shows_what_it_has(monkeypatch
 def test_the_tables_of_metrics_name_their_schedules_and_the_papers_numbers_stand_in_the_first(trained, published):
     published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
     text = growth.metrics_tables(schedules.found("table1", "quick"), {"paper": claims.paper_values("table1")}).data
-    first, second = text.split("After 30 epochs, one cycle:")
-    assert first.startswith("After 200 epochs, steps:") and "0.9192" in first and "0.9192" not in second
+    first, second = text.split("After 30 epochs, one-cycle schedule:")
+    assert first.startswith("After 200 epochs, step schedule:") and "0.9192" in first and "0.9192" not in second
     assert "0.1000 (unconfirmed)" in first
 
 
+@pytest.mark.slow
 def test_the_list_of_results_has_every_claim_with_its_verdict_in_order(monkeypatch, csgbook, tmp_path):
     code, _, err = csgbook("results", "--profile", "quick", "--runs-folder", tmp_path, "--out", tmp_path / "results.json")
     entries = json.loads((tmp_path / "results.json").read_text())

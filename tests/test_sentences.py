@@ -159,6 +159,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_a_notebooks_parameters_of_another_type_are_taken_or_refused_in_one_sentence(place):
     """What papermill's `-p epochs 2.0 -p size 32.0` puts into the pages, in a process whose calls no test checks for types."""
     done = subprocess.run([sys.executable, "-c", PAGES], cwd=place, env=os.environ, capture_output=True, text=True)

@@ -20,6 +20,7 @@ from csglib.training.loop import Loop
 pytestmark = pytest.mark.usefixtures("tiny", "small")
 
 
+@pytest.mark.slow
 def test_trainings_side_by_side_end_with_the_bits_of_separate_ones(tmp_path):
     recipes = [
         RECIPE,
@@ -40,6 +41,7 @@ def test_where_one_fails_the_others_finish_and_nothing_of_it_is_published(tmp_pa
     assert runs.read(tmp_path / "good").metrics and not (tmp_path / "bad").exists()
 
 
+@pytest.mark.slow
 def test_seconds_are_those_of_a_training_alone_and_not_of_the_others_turns(monkeypatch, tmp_path):
     original = methods.METHODS["csg"]
 
@@ -57,6 +59,7 @@ def test_seconds_are_those_of_a_training_alone_and_not_of_the_others_turns(monke
     assert sum(row["seconds"] for run in trained for row in run.history) <= wall
 
 
+@pytest.mark.slow
 def test_a_failed_training_leaves_its_memory_to_the_others(monkeypatch, tmp_path):
     bad, nets_made, gone = dataclasses.replace(RECIPE, lr=1e30, seed=3), {}, []
     build, row = trainer.build, Loop.row

@@ -48,7 +48,7 @@ def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run
     for run in runs["std"]:
         assert f"[{run.recipe.seed}](#run-{run.recipe.name})" in text
         assert run.recipe.command in text
-    assert "30 epochs, one cycle, `method standard`, `precision float32`" in text
+    assert "30 epochs, one-cycle schedule, `method standard`, `precision float32`" in text
     assert "No run" in origin.strip({"std": []}).data
     assert "#run-" not in origin.strip(runs, published=False).data
 
@@ -112,7 +112,7 @@ def test_of_the_values_tried_the_most_informative_within_half_a_point_of_the_bes
     runs = {"a": [tried(0.1, 0.70, 0.2)], "b": [tried(0.2, 0.697, 0.3)], "c": [tried(0.3, 0.694, 0.9)], "d": []}
     text = tables.choices(runs, "theta_lr").data
     assert [line.split("|")[1].strip() for line in text.splitlines() if "taken" in line] == ["0.2"]
-    assert "seed 0, measured on 50 training images set apart" in text
+    assert "seed 0, measured on a held-out validation set of 50 training images" in text
     text = tables.choices(runs, "theta_lr", control=0.2).data
     assert [line.split("|")[1].strip() for line in text.splitlines() if "taken" in line] == ["0.1"]
     assert [line.split("|")[1].strip() for line in text.splitlines() if "control" in line] == ["0.2"]

@@ -64,6 +64,7 @@ def interrupt(*_):
 # Determinism
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bits_whatever_went_before(tiny_run, tmp_path):
     first = tiny_run()
     torch.manual_seed(12345)
@@ -72,6 +73,7 @@ def test_the_same_recipe_gives_the_same_bits_whatever_went_before(tiny_run, tmp_
     assert again.metrics == first.metrics
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_network(tiny_run):
     assert bits(tiny_run(epochs=2, seed=1))[0] != bits(tiny_run(epochs=2))[0]
 
@@ -84,6 +86,7 @@ def small():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net, precision", [("resnet8", "float32"), ("small", "bfloat16")])
 def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     net, precision, small, tiny_run, sabotage, monkeypatch, tmp_path
@@ -103,6 +106,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["picnn", "icnn"])  # draws and Adam's moments; a moving average
 def test_so_do_methods_with_a_state_of_their_own(method, tiny_run, sabotage, monkeypatch, tmp_path):
     recipe = Recipe(dataset="tiny", method=method, epochs=2, batch_size=64, lr=0.05, precision="float32")
@@ -120,6 +124,7 @@ def test_so_do_methods_with_a_state_of_their_own(method, tiny_run, sabotage, mon
     assert torch.allclose(features, resumed.readout.features, atol=1e-4 * features.max())
 
 
+@pytest.mark.slow
 def test_a_holdout_is_the_end_of_the_training_images_and_the_test_images_stay_unseen(tiny, tmp_path):
     recipe = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32", holdout=60)
     dataset = data.of(recipe)
@@ -131,6 +136,7 @@ def test_a_holdout_is_the_end_of_the_training_images_and_the_test_images_stay_un
         data.of(dataclasses.replace(recipe, holdout=320))
 
 
+@pytest.mark.slow
 def test_the_fitted_matrix_gives_each_filter_to_the_class_whose_training_images_excite_it_most(tiny_run, tiny):
     found = tiny_run()
     G = inference.fitted_matrix(found)
@@ -141,6 +147,7 @@ def test_the_fitted_matrix_gives_each_filter_to_the_class_whose_training_images_
     assert torch.equal(G.argmax(0), means.argmax(0)) and (G.sum(0) == 1).all()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tiny_run, sabotage, monkeypatch, tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=2)
     sabotage(2, interrupt)
@@ -150,6 +157,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_anew(tiny_run, sabotag
     assert bits(trainer.train(recipe, tmp_path / "out", "cpu")) == bits(tiny_run(epochs=2))
 
 
+@pytest.mark.slow
 def test_a_stop_just_before_a_run_gets_its_name_costs_no_epoch(tiny_run, sabotage, monkeypatch, tmp_path):
     out = tmp_path / "out"
     monkeypatch.setattr(runs.os, "rename", interrupt)
@@ -184,6 +192,7 @@ def test_the_gate_lies_in_its_constraint_set_and_its_history_ends_with_it(tiny_r
     assert tiny_run().metrics["l1_density"] == density(readout.gate)
 
 
+@pytest.mark.slow
 def test_standard_training_leaves_no_gate(tmp_path):
     recipe = Recipe(dataset="tiny", method="standard", epochs=1, batch_size=64, precision="float32")
     found = trainer.train(recipe, tmp_path / "std", "cpu")
@@ -218,6 +227,7 @@ def test_evaluation_takes_the_ungated_path(tiny_run, tiny):
 # Failures
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(sabotage, tmp_path):
     sabotage(STEPS + 1, lambda loss: loss * math.nan)
     with pytest.raises(Problem, match="loss of epoch 1 is nan: lower --lr or --gate-lr"):
@@ -230,6 +240,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(sabotag
     assert [row["train_loss"] == "nan" for row in report["history"]] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_weights_that_break_in_an_epochs_last_step_stop_the_run_too(epoch, sabotage, tmp_path):
     """The loss of that step was computed before it, so the mean training loss is still finite."""
@@ -338,6 +349,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
 # Controls
 
 
+@pytest.mark.slow
 def test_the_matched_baseline_starts_as_csg_does_and_skips_its_gated_epochs(tiny_run):
     fields = {"epochs": 5, "cycle": "sg"}
     csg, matched = tiny_run(**fields), tiny_run(method="matched", **fields)
@@ -347,6 +359,7 @@ def test_the_matched_baseline_starts_as_csg_does_and_skips_its_gated_epochs(tiny
     assert matched.readout.gate is None
 
 
+@pytest.mark.slow
 def test_joint_training_moves_the_gate_in_every_epoch(tiny_run):
     run = tiny_run(method="joint", cycle=Recipe.cycle, epochs=2)
     assert [row["path"] for row in run.history] == ["joint"] * 2
@@ -354,6 +367,7 @@ def test_joint_training_moves_the_gate_in_every_epoch(tiny_run):
     assert (run.readout.gate.amax(0) == 1).all() and run.readout.gate.min() < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "shuffled"])
 def test_a_fixed_gate_stays_as_it_was(tiny_run, kind):
     run = tiny_run(method="fixed", fixed_gate=kind)
@@ -361,6 +375,7 @@ def test_a_fixed_gate_stays_as_it_was(tiny_run, kind):
     assert torch.equal(run.readout.gate, run.readout.gates[0])
 
 
+@pytest.mark.slow
 def test_a_gate_without_projection_may_leave_the_feasible_set_and_its_run_says_so(tiny_run):
     run = tiny_run(gate_projection="clip", gate_penalty=0.5)
     assert run.readout.gate.amax(0).min() < 1

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from brought import BOX, SIZE
 from conftest import LONG
 from hypothesis import HealthCheck, given, settings
@@ -66,6 +67,7 @@ def seen(dataset: data.Dataset) -> tuple[Counter, Counter]:
     return tuple(found)
 
 
+@pytest.mark.slow
 @drawn
 @given(more=st.data(), classes=st.lists(st.sampled_from(NAMES), min_size=2, max_size=3, unique=True), parts=st.none() | PARTS)
 def test_a_tree_of_pictures(more, classes, parts, place):

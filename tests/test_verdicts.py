@@ -41,7 +41,7 @@ def test_a_judged_number_carries_mean_interval_runs_and_schedule():
     assert (entry["low"], entry["high"]) == pytest.approx(stats.t.interval(0.95, 2, 0.921, stats.sem([0.920, 0.921, 0.922])))
     assert (entry["n"], entry["verdict"], entry["size"], entry["direction"]) == (3, "reproduced", "reproduced", None)
     assert entry["runs"] == [run.recipe.name for run in runs]
-    assert entry["schedule"] == "200 epochs, steps"
+    assert entry["schedule"] == "200 epochs, step schedule"
     assert entry["id"] == "n" and entry["paper"] == 0.92 and entry["source"] == "table"
 
 
@@ -196,9 +196,9 @@ def test_holms_correction_marks_tests_of_the_whole_list():
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({}, "30 epochs, one cycle"),
-        ({"epochs": 200, "lr_schedule": "steps"}, "200 epochs, steps"),
-        ({"dataset": "cifar10-mini", "epochs": 3}, "cifar10-mini, 3 epochs, one cycle"),
+        ({}, "30 epochs, one-cycle schedule"),
+        ({"epochs": 200, "lr_schedule": "steps"}, "200 epochs, step schedule"),
+        ({"dataset": "cifar10-mini", "epochs": 3}, "cifar10-mini, 3 epochs, one-cycle schedule"),
     ],
 )
 def test_a_schedule_in_words(fields, words):
@@ -228,7 +228,7 @@ def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
     judged = [judge(NUMERIC, {"csg": group("csg", 0.90, 0.92, 0.94)}), judge(ORDER, {})]
     head, rule, number, order, *_, source = verdicts.markdown(judged).splitlines()
     assert {line.count("|") for line in (head, rule, number, order)} == {7}
-    assert "0.9200" in number and "**inconclusive: another schedule** (30 epochs, one cycle)" in number
+    assert "0.9200" in number and "**inconclusive: another schedule** (30 epochs, one-cycle schedule)" in number
     assert source == "1. Table." and "source 1, tolerance 0.005" in number
     assert "csg [0](#run-cifar10-resnet20-csg-30e-s0-" in number and "[1](#run-cifar10-resnet20-csg-30e-s1-" in number
     assert "+0.0020" in order and order.count("–") == 3 and "**not run here**" in order
@@ -240,7 +240,7 @@ def test_the_answer_is_one_sentence_of_the_claims_that_have_words_for_it():
     runs = {"csg": group("csg", 0.90, 0.92, 0.94), "std": group("standard", 0.8, 0.8, 0.8)}
     text = verdicts.answer([judge(told, runs), judge(ORDER, runs), judge(also, runs)])
     assert text == (
-        "**After 30 epochs, one cycle: the accuracy is 0.92 (inconclusive: another schedule; 3 seeds) "
+        "**After 30 epochs, one-cycle schedule: the accuracy is 0.92 (inconclusive: another schedule; 3 seeds) "
         "and beats the other by +0.120 (direction reproduced, size not; 3 seeds).**"
     )
     asked = dataclasses.replace(also, source=claims.OURS, paper=None)  # the words put no question, so it gets no yes

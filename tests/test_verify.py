@@ -44,6 +44,7 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.slow
 def test_a_run_as_it_was_trained_is_verified(run, csglib):
     told = "verified: digests, finite weights, history, metrics; readout recomputed on 1,000 of 1,000 test images"
     assert verify(runs.read(run.path)) == told
@@ -80,6 +81,7 @@ def test_what_is_not_finite_is_no_number_of_a_run(text, copied):
         runs.read(copied)
 
 
+@pytest.mark.slow
 def test_a_readout_of_another_run_is_refused_wherever_it_is_opened(copied, other):
     shutil.copy(other.path / "readout.safetensors", copied)
     shutil.copy(other.path / "metrics.json", copied)
@@ -172,6 +174,7 @@ def published(page: str, experiment: str) -> runs.Run:
     return experiments.published(page, "short", PUBLISHED)[experiment][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["csg", "picnn", "icnn"])
 def test_a_published_run_is_verified_on_the_sample(experiment):
     told = verify(published("table1" if experiment == "csg" else experiment, experiment))
@@ -191,6 +194,7 @@ def test_every_published_run_has_finite_weights_and_the_accuracy_of_its_last_epo
     assert found.weights and not runs.drifted(found.history, found.metrics, len(found.readout.labels))
 
 
+@pytest.mark.slow
 def test_an_accuracy_that_is_not_the_last_epochs_is_refused(copied):
     rows = [json.loads(line) for line in (copied / "history.jsonl").read_text().splitlines()]
     for last in ({"test_accuracy": rows[-1]["test_accuracy"] + 0.02}, {"test_accuracy": None}):
@@ -244,6 +248,7 @@ def pictures(request, tmp_path, monkeypatch) -> runs.Run:
     return picture_run(request.param, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_on_ones_own_pictures_is_recomputed_where_they_are_here_and_told_where_not(pictures, tmp_path):
     N = len(pictures.readout.labels)
     told = "verified: digests, finite weights, history, metrics; readout "

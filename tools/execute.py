@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-import papermill
+sys.modules["rfc3987_syntax"] = None  # jsonschema would build its grammars, 2 s, for a format that no notebook has
+import papermill  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

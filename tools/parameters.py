@@ -1,12 +1,14 @@
 """The values that papermill sets in a page's notebook."""
 
+import sys
 from pathlib import Path
 
-import papermill
+sys.modules["rfc3987_syntax"] = None  # as in execute.py
+import papermill  # noqa: E402
 
-from csgbook import experiments
-from csglib import Problem
-from csglib.paths import ROOT
+from csgbook import experiments  # noqa: E402
+from csglib import Problem  # noqa: E402
+from csglib.paths import ROOT  # noqa: E402
 
 
 def parameters(page: str, profile: str, runs_folder: str | Path) -> dict:

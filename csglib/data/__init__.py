@@ -24,7 +24,14 @@ EMBEDDED = {"cifar10": "cifar10-mini"}  # what the repository holds of a data se
 
 
 def load(name: str) -> Dataset:
-    """A data set by name, its files verified.  Raises Problem where it is unknown, absent or altered."""
+    """A data set by name, its files verified.
+
+    Args:
+        name: cifar10, cifar10-mini, or folder:PATH or voc:PATH with their options.
+
+    Raises:
+        Problem: Where it is unknown, absent or altered.
+    """
     if own(name):
         return OWN[name.partition(":")[0]](name)
     if name not in DATASETS:
