@@ -1,4 +1,4 @@
-"""Adversarial images: what betrays them, and what they look like.  Numbers come from data/measured/detection.json."""
+"""Adversarial images: how surely they are detected, and what they look like.  Numbers: data/measured/detection.json."""
 
 from collections.abc import Callable
 
@@ -28,8 +28,8 @@ def detection(runs: dict[str, list[Run]], size: int = 1000) -> Markdown:
     return stamped(table, "detection", runs)
 
 
-def turned(runs: dict[str, list[Run]]) -> Markdown:
-    """The share of images that each attack turns, of those that the network had classified rightly."""
+def success(runs: dict[str, list[Run]]) -> Markdown:
+    """Attack success rate: the share of images that each attack changes the class of, of those classified rightly before."""
     return by_attack(runs, lambda entry, attack: entry["attacks"][attack]["turned"])
 
 

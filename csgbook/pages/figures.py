@@ -113,7 +113,8 @@ def curves(run: Run) -> Figure:
     top.legend(loc="lower right")
     if "density" in history:
         low.plot(epoch, history["density"], color=BLUE, marker="o", ms=2.5)
-    low.set(xlabel="epoch (shaded: gated)", ylabel="density", ylim=(0, 1.02))
+        low.set_ylim(0, 1.1 * history["density"].max())
+    low.set(xlabel="epoch (shaded: gated)", ylabel="density")
     low.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
 
@@ -125,21 +126,29 @@ def shade_gated(ax, history: pd.DataFrame) -> None:
 
 @styled
 def compare(runs: dict[str, list[Run]]) -> Figure:
-    """Test accuracy of the standard path and density of the gate, one colour an experiment and one line a seed."""
+    """Test accuracy of the standard path and density of the gate: a mean over seeds per experiment, its band all seeds."""
     fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 3.9), sharex=True, height_ratios=(2, 1), layout="constrained")
     for (name, group), color, dash in zip(runs.items(), (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
-        for i, run in enumerate(group):
-            history = pd.DataFrame(run.history)
-            label = name if i == 0 else None
-            top.plot(history["epoch"] + 1, history["test_accuracy"], dash, color=color, lw=1, label=label)
-            if "density" in history:
-                low.plot(history["epoch"] + 1, history["density"], dash, color=color, lw=1)
-    top.set(ylabel="test accuracy, standard path", ylim=(0, 1.02))
+        for ax, column in ((top, "test_accuracy"), (low, "density")):
+            if values := [history[column] for run in group if column in (history := pd.DataFrame(run.history))]:
+                draw_seeds(ax, pd.concat(values, axis=1), color, dash, name)
+    for ax, label in ((top, "test accuracy, standard path"), (low, "density")):
+        ax.set_ylabel(label)
+        if ax.lines:  # as far as there is something to see
+            ax.set_ylim(0.9 * min(np.nanmin(line.get_ydata()) for line in ax.lines), None)
     if any(runs.values()):
         top.legend(loc="lower right")
-    low.set(xlabel="epoch", ylabel="density", ylim=(0, 1.02))
+    low.set_xlabel("epoch")
     low.xaxis.set_major_locator(MaxNLocator(integer=True))
     return fig
+
+
+def draw_seeds(ax, values: pd.DataFrame, color: str, dash: str, label: str) -> None:
+    """Rows are epochs, columns seeds: the mean as a line, and a band from the lowest to the highest."""
+    epoch = values.index + 1
+    ax.plot(epoch, values.mean(axis=1), dash, color=color, lw=1.5, label=label)
+    if values.shape[1] > 1:
+        ax.fill_between(epoch, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2, lw=0)
 
 
 @styled
@@ -161,7 +170,7 @@ def losses(run: Run) -> Figure:
 def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
     """One column a network: the gate, the information M of filters and classes, and their product.
 
-    A network without a gate shows the best gate with one class a filter, that of each filter's largest information.
+    A network without a gate shows the best one-hot assignment, that of each filter's largest information.
     """
     fig, axes = plt.subplots(3, len(runs), figsize=(6.4, 5), sharey=True, squeeze=False, layout="constrained")
     for column, (name, run) in zip(axes.T, runs.items(), strict=True):
@@ -234,23 +243,25 @@ def confusions(runs: dict[str, Run], removed: Int[Tensor, " R"], classes: tuple[
             ax.set_title(f"{name}, {title}", loc="left", fontsize=8)
             ax.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
             ax.set_yticks(range(len(classes)), classes, fontsize=6)
-        column[1].set_xlabel("given to")
+        column[1].set_xlabel("predicted class")
     for ax in axes[:, 0]:
-        ax.set_ylabel("images of")
+        ax.set_ylabel("true class")
     fig.colorbar(im, ax=axes, label="share of the class's images", shrink=0.6)
     return fig
 
 
 @styled
 def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
-    """Mean features of each class, filters sorted by the class that they serve, each network on its own scale."""
+    """Mean features of each class, filters sorted by the class that they serve, all networks on one scale."""
     fig, axes = plt.subplots(len(runs), 1, figsize=(6.4, 1.9 * len(runs)), squeeze=False, layout="constrained")
+    means = {name: metrics.class_means(run.readout) for name, run in runs.items()}
+    top = max((mean.nan_to_num().max().item() for mean in means.values()), default=1.0)
     for ax, (name, run) in zip(axes[:, 0], runs.items(), strict=True):
-        mean = metrics.class_means(run.readout)
-        im = draw_matrix(ax, mean[:, metrics.owners(run.readout).argsort(stable=True)], mean.nan_to_num().max().item())
+        im = draw_matrix(ax, means[name][:, metrics.owners(run.readout).argsort(stable=True)], top)
         ax.set_title(f"{name}: {metrics.own_share(run.readout):.0%} of a centre lies in the class's own filters", loc="left")
         ax.set_yticks(range(len(classes)), classes, fontsize=6)
-        fig.colorbar(im, ax=ax, label="mean activation")
+    if runs:
+        fig.colorbar(im, ax=axes, label="mean activation")
     axes[-1, 0].set_xlabel("filter, sorted by the class that it serves")
     return fig
 
@@ -285,7 +296,7 @@ def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, sho
 
 @styled
 def trade(runs: dict[str, list[Run]]) -> Figure:
-    """Accuracy against mutual information score, one dot a run, one colour and marker a method."""
+    """Accuracy against mutual information score, one dot per run, one colour and marker per method."""
     fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for i, (name, group) in enumerate((name, group) for name, group in runs.items() if group):
         points = [[run.metrics[m] for run in group] for m in ("accuracy", "mis")]

@@ -75,17 +75,23 @@ def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = ob
 
 def animals(runs: dict[str, list[Run]]) -> Markdown:
     """Accuracy, information, density and time of the networks fine-tuned on animals."""
-    stored = {"Accuracy": "accuracy", "MIS, nats": "mis", "Null": "mis_null", "L1-density": "l1_density", "ACC3": "acc3"}
+    stored = {
+        "Accuracy": "accuracy",
+        "MIS, nats": "mis",
+        "Chance level (shuffled labels)": "mis_null",
+        "L1-density": "l1_density",
+        "ACC3": "acc3",
+    }
     rows = {}
     for name, group in runs.items():
         row = {title: spread([run.metrics[m] for run in group], 3) for title, m in stored.items()}
         minutes = [run.provenance["train_seconds"] / 60 for run in group]
-        rows[name] = row | {"Minutes a run": spread(minutes, 1), "Runs": str(len(group))}
+        rows[name] = row | {"Minutes per run": spread(minutes, 1), "Runs": str(len(group))}
     return grid(rows, "Network")
 
 
 def trials() -> Markdown:
-    """What each value tried gave on the training photographs set apart."""
+    """What each value tried gave on the validation set, training photographs that were held out."""
     if not (kept := measured.read("animals-trials")):
         return Markdown("No trials have been kept: `python tools/trials.py` does it.")
     rows = []

@@ -52,7 +52,7 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
                     "Recipe": recipe_words(group[0].recipe),
                     "Commit": joined(lambda run: commit(run.provenance), group),
                     "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
-                    "Minutes a run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
+                    "Minutes per run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
                 }
             )
             commands += [run.recipe.command for run in group]

@@ -154,7 +154,7 @@ def representation(runs: dict[str, list[Run]], n: int = 2000) -> Markdown:
 
     rows = {
         "Hoyer sparsity of an image's features": lambda run: metrics.hoyer(run.readout.features),
-        "Share of a class centre in its own filters": lambda run: metrics.own_share(run.readout),
+        "Share of a class's mean activation on its own filters": lambda run: metrics.own_share(run.readout),
         "Silhouette of the classes": lambda run: float(silhouette_score(run.readout.features[:n], run.readout.labels[:n])),
         "Fewest filters of a class": lambda run: owned(run).min().item(),
         "Most filters of a class": lambda run: owned(run).max().item(),
@@ -178,7 +178,7 @@ def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
 
 
 def choices(runs: dict[str, list[Run]], option: str, control: float | None = None) -> Markdown:
-    """What each value of an option gave on the training images set apart, and which is taken by the rule of experiments.yml.
+    """What each value of an option gave on the held-out validation set, and which is taken by the rule of experiments.yml.
 
     A control is shown and is no candidate.
     """
@@ -191,7 +191,7 @@ def choices(runs: dict[str, list[Run]], option: str, control: float | None = Non
         m = run.metrics
         row = {f"`{option}`": f"{value:g}", "Accuracy": f"{m['accuracy']:.4f}", "MIS, nats": f"{m['mis']:.4f}"}
         row |= {
-            "Sharpness": f"{m['sharpness']:.3f}",
+            "Mean maximum share per filter": f"{m['sharpness']:.3f}",
             "ACC3": f"{m['acc3']:.4f}",
             "Role": {taken: "taken", control: "control"}.get(value, "–"),
         }
@@ -199,7 +199,7 @@ def choices(runs: dict[str, list[Run]], option: str, control: float | None = Non
     if not rows:
         return Markdown("No value has been tried here yet.")
     shown = next(iter(tried.values())).recipe
-    told = f"{schedule(shown)}, seed {shown.seed}, measured on {shown.holdout:,} training images set apart"
+    told = f"{schedule(shown)}, seed {shown.seed}, measured on a held-out validation set of {shown.holdout:,} training images"
     return Markdown(f"{pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)}\n\n{told[0].upper()}{told[1:]}.")
 
 
@@ -223,14 +223,16 @@ def methods(runs: dict[str, list[Run]]) -> Markdown:
     Two tables, as wide as a page: accuracy and information, then clusters and cost.
     """
     cost = measured.read("step-cost").get("ratio", {})
-    stored = {"Accuracy": "accuracy", "MIS, nats": "mis", "MIS / H(1/C)": "mis_normalised", "Null": "mis_null"}
+    stored = {"Accuracy": "accuracy", "MIS, nats": "mis", "MIS / H(1/C)": "mis_normalised", "Chance level": "mis_null"}
     first, second = [], []
     for name, group in runs.items():
         row = {title: spread([run.metrics[m] for run in group], 3) for title, m in stored.items()}
         first.append({"Method": name} | row | {"Runs": str(len(group))})
         accuracies = [metrics.clusters(run.readout, verdicts.class_matrix(run)) for run in group]
         row = {"ACC2": spread([a for a, _ in accuracies], 3), "ACC3": spread([a for _, a in accuracies], 3)}
-        row["Sharpness"] = spread([sharpness(run.readout.gate) for run in group if run.readout.gate is not None], 3)
+        row["Mean maximum share per filter"] = spread(
+            [sharpness(run.readout.gate) for run in group if run.readout.gate is not None], 3
+        )
         row["Time"] = spread([cost.get(group[0].recipe.method)], 2) if group else "–"
         second.append({"Method": name} | row)
     return Markdown("\n\n".join(pd.DataFrame(t).to_markdown(index=False, disable_numparse=True) for t in (first, second)))

@@ -46,6 +46,16 @@ def attack(
     """Images changed so that the network's cross entropy on their labels rises.
 
     The network is attacked in eval mode, and left in the mode it was in.
+
+    Args:
+        net: Takes images in [0, 1].
+        images: In [0, 1]; what comes back is so too, and no pixel is further away than the attack allows.
+        labels: One per image.
+        name: fgsm, bim, mim or pgd.
+        generator: Of pgd's first step; None takes torch's own.
+
+    Raises:
+        Problem: For an unknown attack, and for labels that are not the images'.
     """
     check_name("attack", name, ATTACKS)
     check_split(net)

@@ -36,8 +36,19 @@ def mutual_information(
     A class with fewer than two samples, or all of them, has information 0, and so has a constant filter, exactly.
 
     The estimate of a filter that tells a class perfectly exceeds the class's entropy H(p) by up to 1.5 / N: this bias is the
-    published estimator's.  Raises Problem for features that are not finite, and for labels that are not one a row, whole
-    numbers from 0 to num_classes - 1.
+    published estimator's.
+
+    Args:
+        features: One row per sample, one column per filter.
+        labels: From 0 to num_classes - 1.
+        num_classes: C, of which some may have no sample.
+        k: The neighbour whose distance counts, 3 as in the paper's code.
+
+    Returns:
+        Nats, float64, never below 0.
+
+    Raises:
+        Problem: For features that are not finite, and for labels that are not one per row, whole numbers in their range.
     """
     check_samples(features, labels, num_classes)
     if k < 1:

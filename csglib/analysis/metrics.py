@@ -73,9 +73,18 @@ def clusters(
 ) -> tuple[float, float]:
     """PICNN's ACC2 and ACC3: only the cluster of the class that the network predicts; all but that of the true class.
 
-    ACC3 is low where a class depends on its own filters.  A cluster is, by `mask`: hard, the filters whose largest entry is
-    the class's; expected, every filter times its entry; sampled, as in training: each filter drawn for each image with its
-    entry's probability, and the predicted class drawn from the softmax.
+    ACC3 is low where a class depends on its own filters.
+
+    Args:
+        readout: Of which the features, the head and the labels are used.
+        gate: Which filters a class has.
+        mask: What a cluster is.  hard: the filters whose largest entry is the class's; expected: every filter times its entry;
+            sampled, as in training: each filter drawn for each image with its entry's probability, and the predicted class
+            drawn from the softmax.
+        seed: Of these draws.
+
+    Returns:
+        ACC2 and ACC3.
     """
     rows, predicted = (cluster(gate) if mask == "hard" else gate), readout.logits.argmax(1)
     if mask == "sampled":
@@ -90,9 +99,13 @@ def clusters(
 
 
 def evaluate(readout: Readout) -> dict[str, float | None]:
-    """All metrics of one readout; those that need a gate are None without one.  Clusters are hard, so nothing is drawn.
+    """All metrics of one readout.  Clusters are hard, so nothing is drawn.
 
-    Raises Problem for a readout that holds NaN or infinity, or labels of no class.
+    Returns:
+        Name -> value, as metrics.json has them; None for what needs a gate where there is none.
+
+    Raises:
+        Problem: For a readout that holds NaN or infinity, or labels of no class.
     """
     C, labels = len(readout.bias), readout.labels
     check_samples(readout.features, labels, C)

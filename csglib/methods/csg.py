@@ -97,7 +97,7 @@ def density_bound(fraction: float, num_classes: int, num_filters: int) -> float:
     if not 1 / num_classes <= fraction <= 1:
         raise Problem(
             f"gate_density {fraction:g} lies outside [1/C, 1]: with {num_classes} classes every filter keeps at least "
-            f"one of them, so choose a value from {1 / num_classes:g} (one class a filter) to 1 (no pressure)"
+            f"one of them, so choose a value from {1 / num_classes:g} (one class per filter) to 1 (no pressure)"
         )
     return fraction * num_classes * num_filters
 

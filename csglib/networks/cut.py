@@ -5,6 +5,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -15,15 +16,29 @@ from csglib.errors import Problem
 from csglib.networks.split import IMAGENET_MEAN, IMAGENET_STD, Split
 
 
-def gated(network: nn.Module, layer: str, num_classes: int | None = None, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Split:
+def gated(
+    network: nn.Module,
+    layer: str,
+    num_classes: int | None = None,
+    mean: Sequence[float | int] | None = IMAGENET_MEAN,
+    std: Sequence[float | int] | None = IMAGENET_STD,
+) -> Split:
     """Cut a network after a named layer, where a gate can sit: its maps, their spatial mean, a linear head.
 
-    The layer is a module's name or a node's of torch.fx; of a module that is called several times the last call is taken, and
-    a warning names it.  Its output is (N, K, H, W), or (N, H, W, K) as in a Swin transformer, told apart by which sizes follow
-    the image's; or (N, P + HW, K), tokens of a vision transformer, whose first P, of class and registers, are left out.  With
-    `num_classes` the head is new; without, it is the network's own, which must be linear on the spatial mean of that layer.
-    mean and std normalise images in [0, 1]; None leaves that to the loader.  The network itself stays as it is.  Raises Problem
-    for what is no such network.
+    Args:
+        network: Takes a batch of images and nothing else; it stays as it is.
+        layer: A module's name, or a node's of torch.fx.  Of a module that is called several times the last call is taken, and
+            a warning names it.  Its output is (N, K, H, W), or (N, H, W, K) as in a Swin transformer, told apart by which
+            sizes follow the image's; or (N, P + HW, K), tokens of a vision transformer, whose first P, of class and registers,
+            are left out.
+        num_classes: Of a new head.  None keeps the network's own, which must be linear on the spatial mean of that layer.
+        mean, std: By which images in [0, 1] are normalised, a number per channel; None leaves that to the loader.
+
+    Returns:
+        The cut network: `maps`, `pooled` and `head` are its parts, and a call gives the logits.
+
+    Raises:
+        Problem: For what is no such network, or has no such layer.
     """
     check_network(network)
     if num_classes is not None and num_classes < 2:

@@ -88,7 +88,11 @@ def network(recipe: Recipe, num_classes: int, weights: dict[str, Tensor], source
 
 
 def read(path: Path | str) -> Run:
-    """Open a run folder.  Raises Problem where a file is missing, damaged, altered, or of another format or recipe."""
+    """Open a run folder.
+
+    Raises:
+        Problem: Where a file is missing, damaged, altered, or of another format or recipe.
+    """
     path = Path(path)
     if not (path / "provenance.json").is_file():
         if part(path).is_dir():

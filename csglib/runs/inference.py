@@ -1,6 +1,7 @@
 """A run's network and what it computes: its readout made anew, its maps on sample images."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, UInt8
@@ -17,8 +18,22 @@ from csglib.runs import Run
 
 
 @torch.no_grad()
-def read_out(net: networks.Split, gate: Gate | None, images: Images, precision: str = "float32", gates=()) -> Readout:
-    """The network's last layers on all images, in eval mode, ungated."""
+def read_out(
+    net: networks.Split,
+    gate: Gate | None,
+    images: Images,
+    precision: str = "float32",
+    gates: Sequence[Float[Tensor, "C K"]] = (),
+) -> Readout:
+    """The network's last layers on all images, in eval mode, ungated.
+
+    Args:
+        net: On the images' device; it is left in eval mode.
+        gate: Whose matrix is kept beside, None without one.
+        images: Kept as bytes; they are read in batches.
+        precision: float32 for what is measured; bfloat16 or float16 by autocast.
+        gates: The gate after each gated epoch, kept for the pages.
+    """
     net.eval()
     device = images.images.device
     features = []

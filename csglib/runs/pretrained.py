@@ -20,7 +20,18 @@ AGAIN = "save it again, or download it again"
 
 
 def save_pretrained(run: Run, folder: Path | str) -> Path:
-    """Write a run's network, whole, and its gate, into a folder that `from_pretrained` and the hub's tools read."""
+    """Write a run's network, whole, and its gate, in the layout that `from_pretrained` and the hub's tools read.
+
+    Args:
+        run: A finished run.
+        folder: New, or empty.
+
+    Returns:
+        The folder, with config.json and model.safetensors.
+
+    Raises:
+        Problem: For a folder that holds something.
+    """
     folder, net = Path(folder), run.network()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Problem(f"{folder} exists and is not an empty folder: choose another")
@@ -34,9 +45,16 @@ def save_pretrained(run: Run, folder: Path | str) -> Path:
 
 
 def from_pretrained(name: Path | str) -> tuple[Split, Float[Tensor, "C K"] | None]:
-    """The network, in eval mode, and its gate's matrix, None without one; from a folder, or by a name on Hugging Face's hub.
+    """A network and its gate as `save_pretrained` wrote them.
 
-    Raises Problem where there is none, a file is damaged or of another network, or a weight is not finite.
+    Args:
+        name: A folder, or a name on Hugging Face's hub, which needs huggingface_hub.
+
+    Returns:
+        The network, in eval mode, and its gate's matrix, None without one.
+
+    Raises:
+        Problem: Where there is none, a file is damaged or of another network, or a weight is not finite.
     """
     folder = Path(name) if Path(name).is_dir() else downloaded(str(name))
     config = read_json(folder / "config.json", AGAIN, CONFIG)

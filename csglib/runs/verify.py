@@ -23,9 +23,12 @@ MOST = 1000  # images whose readout is recomputed, evenly spaced: seconds for a 
 def verify(run: Run) -> str:
     """What was recomputed, and what was not, in one line.
 
-    Raises Problem for a run whose weights are not finite, whose history is not its training, whose metrics are not its
-    readout's, or whose readout is not its weights'.  The last is tried on up to 1,000 of its test
-    images: of CIFAR-10 those that the repository holds, else those of its own data set, where that is here and as it was.
+    The readout is recomputed on up to 1,000 of the run's test images: of CIFAR-10 those that the repository holds, else those
+    of its own data set, where that is here and as it was.
+
+    Raises:
+        Problem: For a run whose weights are not finite, whose history is not its training, whose metrics are not its
+            readout's, or whose readout is not its weights'.
     """
     check_history(run)
     told = ["digests", "finite weights", "history", "metrics", *check_metrics(run)]

@@ -51,11 +51,22 @@ def train(
     tell: Tell | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Run:
-    """Train the recipe and write its run folder `out`.  Interrupted and called again, it goes on after its last checkpoint.
+    """Train the recipe and write its run folder.  Interrupted and called again, it goes on after its last checkpoint.
 
-    There is a checkpoint after each `every` epochs and after the last.  `on_epoch` is called with each epoch's row of the
-    history, for a logger of one's own.  One process alone may train into a folder; those that torchrun starts count as one.
-    Raises Problem where recipe, data or folder are not what they should be, or a loss becomes NaN or infinite.
+    Args:
+        recipe: What decides the trained network.
+        out: The run's folder, which must not exist yet.  One process alone may train into it; those that torchrun starts
+            count as one.
+        device: cpu or cuda; None takes cuda where there is one.
+        every: Epochs from one checkpoint to the next; there is one after the last in any case.
+        tell: Called once with recipe, data and device when all is ready.
+        on_epoch: Called with each epoch's row of the history, for a logger of one's own.
+
+    Returns:
+        The finished run, as it lies on the disk.
+
+    Raises:
+        Problem: Where recipe, data or folder are not what they should be, or a loss becomes NaN or infinite.
     """
     return side_by_side([(recipe, Path(out))], device, every, tell, on_epoch)[0]
 

@@ -23,5 +23,5 @@ def escape(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escape)
+    app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon, whose marks are none of the text's
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,10 @@
-"""Buttons that open a page on Colab or Binder and lead to its source, as soon as the repository's address is known.
+"""What needs the repository's address, as soon as it is known: buttons that open a page on Colab or Binder and lead to its
+source, and the address of the book itself, with a picture of each page for those who link to it.
 
 The address stands in pyproject.toml alone, so _config.yml cannot name it.
 """
+
+import re
 
 from csglib.runs.release import repository
 
@@ -21,6 +24,10 @@ def add(app, config):
                 "notebook_interface": "jupyterlab",
             },
         }
+        if hosted := re.fullmatch(r"https://github\.com/([\w-]+)/([\w.-]+?)/?", address):
+            owner, name = hosted.groups()
+            config.ogp_site_url = f"https://{owner.lower()}.github.io/{name}/"  # where publish.yml puts it
+            config.ogp_social_cards = {"line_color": "#0072b2"}
 
 
 def setup(app):
