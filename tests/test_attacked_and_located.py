@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -87,7 +88,7 @@ def test_the_table_of_scores_stands_beside_a_guess_without_a_network(kept, run):
     assert table["ActivMap of firing places: IoU"] == ["0.200", "0.550"]
     assert table["Wide crops, MaxBoxAcc"] == ["0.650", "0.800"]
     assert rows(located.filters_of_classes({"csg": [run]}))["csg"] == list("123456")
-    assert rows(located.animals({"csg": [run], "std": []}))["std"][-1] == "0"
+    assert rows(located.networks({"csg": [run], "std": []}))["std"][-1] == "0"
 
 
 def test_trials_show_their_recipes(tmp_path, monkeypatch):
@@ -125,6 +126,24 @@ def test_heat_maps_show_one_object_a_class_with_its_box(run):
     assert len(figure.axes) == 12 and plt.get_fignums() == []
     assert [ax.get_title() for ax in figure.axes[:6]] == list(objects.ANIMALS)
     assert all(ax.patches[-1].get_bbox().bounds == (4, 8, 16, 22) for ax in figure.axes)
+
+
+def test_heat_maps_on_the_sample_have_an_image_of_each_class_and_a_row_for_each_network(run, mini):
+    figure = located.on_the_sample({"std": [run], "csg": [run], "absent": []})
+    assert len(figure.axes) == 30 and plt.get_fignums() == []
+    assert [ax.get_title() for ax in figure.axes[:10]] == list(data.CLASSES)
+    assert [figure.axes[i].get_ylabel() for i in (10, 20)] == ["STD", "CSG"] and not any(ax.patches for ax in figure.axes)
+    c = 4
+    shown = mini.test.images[(mini.test.labels == c).nonzero()[0, 0]]
+    assert (figure.axes[c].images[0].get_array() == shown.permute(1, 2, 0).numpy()).all()
+    net = run.network().eval()
+    with torch.no_grad():
+        maps = net.maps(data.to_float(shown[None]))[0]
+        heat = sum(net.head.weight[c, k] * maps[k] for k in range(64))
+    drawn = torch.from_numpy(np.asarray(figure.axes[10 + c].images[1].get_array()))
+    expected = torch.nn.functional.interpolate(heat[None, None], (32, 32), mode="bilinear")[0, 0]
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-4)
+    assert "No run on CIFAR-10" in located.on_the_sample({"std": []}).data
 
 
 def test_photographs_in_vocs_layout_are_present_or_not(tmp_path, monkeypatch):

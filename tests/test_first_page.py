@@ -406,7 +406,7 @@ def test_every_function_that_draws_photographs_is_known_to_the_book():
             if "permute(1, 2, 0)" in body:
                 found[name] = module
     assert len(found) >= 4
-    reached = {"heat_maps": "looks"}  # drawn for
+    reached = {"overlays": "looks"}  # drawn for
     for name, module in found.items():
         assert assemble.PHOTOGRAPHS.search(f"{module}.{reached.get(name, name)}("), name
     assert not assemble.PHOTOGRAPHS.search("figures.gate(run)")

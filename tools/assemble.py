@@ -20,7 +20,9 @@ from csglib import Problem, runs
 from csglib.paths import ROOT
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-PHOTOGRAPHS = re.compile(r"\b(figures\.(places|exciting)|attacked\.pictures|located\.looks)\(")  # never inverted by night
+PHOTOGRAPHS = re.compile(
+    r"\b(figures\.(places|exciting)|attacked\.pictures|located\.(looks|on_the_sample))\("
+)  # never inverted by night
 
 
 def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:

