@@ -4,6 +4,7 @@ Precision and loop are how a run is computed, not what.  Where a profile says `p
 all runs of a page share one: that of most of its runs, or what is native here where it has none.
 """
 
+import copy
 import functools
 import json
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ SCHEMA = schema.record(
 
 def book() -> dict:
     check_size(FILE, MIB, REMEDY)
-    return parsed(FILE.read_bytes(), FILE)
+    return copy.deepcopy(parsed(FILE.read_bytes(), FILE))
 
 
 @functools.lru_cache(2)  # the pipeline asks a hundred times, and YAML takes 30 ms

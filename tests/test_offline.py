@@ -70,8 +70,8 @@ def test_from_disk_an_explorer_moves(disk, browser):
 def test_from_disk_the_search_finds_pages_and_a_link_leads_to_one(disk, browser):
     open_page(browser, f"{disk}/search.html?q=gate", 1280)
     deadline = time.monotonic() + 20
-    while not (found := browser.find_elements("css selector", "#search-results li a")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while len(found := browser.find_elements("css selector", "#search-results li a")) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)  # they come one after the other
     assert len(found) > 3
     target = found[0].get_attribute("href")
     assert target.startswith(disk)
