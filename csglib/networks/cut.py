@@ -35,7 +35,7 @@ def gated(
         mean, std: By which images in [0, 1] are normalised, a number per channel; None leaves that to the loader.
 
     Returns:
-        The cut network: `maps`, `pooled` and `head` are its parts, and a call gives the logits.
+        The cut network, with the parts `maps`, `pooled` and `head`; a call gives the logits.
 
     Raises:
         Problem: For what is no such network, or has no such layer.
