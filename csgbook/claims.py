@@ -273,6 +273,7 @@ CLAIMS = (
         answer="and the test accuracy of standard training gains more than CSG's over the epochs in which CSG trains the gated "
         "path, by {ours:+.4f} per epoch",
     ),
+    # Asked when the answer at 30 epochs was known, as the page says: only longer training tests these two
     Claim(
         "group-order", "explore",
         "Where each class may use its own filters alone, CSG keeps more accuracy than a standard network.",
