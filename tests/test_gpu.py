@@ -13,7 +13,7 @@ from recorded import recorded
 
 from csglib import Problem, networks
 from csglib.training import gpu, loop, trainer
-from csglib.training.loop import Loop
+from csglib.training.loop import Replayed
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
 SMALL = {"captured": "7 methods", "memory": "csg 0 MiB, icnn 0 MiB"}
@@ -29,14 +29,8 @@ def test_on_a_gpu(name):
 @pytest.fixture
 def standing_in(monkeypatch):
     """On the processor a small network trains; its steps are recorded and replayed as a graph would do it."""
-    original = Loop.__init__
-
-    def made(self, recipe, *rest):
-        original(self, recipe, *rest)
-        if recipe.loop == "fast":
-            self.prepare_graphs(lambda step: loop.captured(step, None))
-
-    monkeypatch.setattr(Loop, "__init__", made)
+    monkeypatch.setattr(loop, "replays", lambda recipe, device: recipe.loop == "fast")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", tuple)
     monkeypatch.setattr(loop, "captured", lambda step, pool: recorded(step))
     monkeypatch.setattr(torch, "compile", lambda maps: maps)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
@@ -64,7 +58,7 @@ def test_the_checks_themselves(name, standing_in):
 @pytest.mark.parametrize("fault", ["rate", "batch"])
 def test_a_graph_that_repeats_its_first_step_is_found(fault, standing_in, monkeypatch):
     """What a captured step that reads from Python instead of its buffers would train."""
-    original = Loop.batch
+    original = Replayed.batch
 
     def batch(self):
         if fault == "batch":
@@ -74,21 +68,21 @@ def test_a_graph_that_repeats_its_first_step_is_found(fault, standing_in, monkey
             self.optimisers[0].param_groups[0]["lr"].copy_(self.lrs[3])
         return x, y
 
-    monkeypatch.setattr(Loop, "batch", batch)
+    monkeypatch.setattr(Replayed, "batch", batch)
     with pytest.raises(Problem, match="of its way from where the plain loop ends"):
         gpu.captured(torch.device("cpu"))
 
 
 def test_graphs_that_are_not_made_are_found(standing_in, monkeypatch):
-    monkeypatch.setattr(Loop, "prepare_graphs", lambda *_: None)
+    monkeypatch.setattr(loop, "replays", lambda recipe, device: False)
     with pytest.raises(Problem, match="standard is compiled"):
         gpu.captured(torch.device("cpu"))
 
 
 @pytest.mark.slow
 def test_a_graph_for_each_epoch_is_found(standing_in, monkeypatch):
-    replay = Loop.replay
-    monkeypatch.setattr(Loop, "replay", lambda self, *a: (replay(self, *a), self.graphs.update({len(self.graphs): None})))
+    run = Replayed.run
+    monkeypatch.setattr(Replayed, "run", lambda self, *a: (run(self, *a), self.graphs.update({len(self.graphs): None})))
     with pytest.raises(Problem, match="csg keeps 13 graphs for 2 paths"):
         gpu.memory(torch.device("cpu"))
 

@@ -5,8 +5,9 @@ import io
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from csglib import Problem, data, methods, networks, precision, runs
 from csglib.recipe import Recipe
 from csglib.training import loop, trainer
-from csglib.training.loop import Loop
+from csglib.training.loop import Loop, Replayed
 
 RECIPE = Recipe(dataset="tiny", net="small", epochs=2, cycle="gs", batch_size=64, lr=0.05, precision="float32")
 STEPS = 320 // 64
@@ -45,14 +46,21 @@ def trained(recipe: Recipe, epochs=(0,), capture=None) -> tuple[dict, list[dict]
     optimisers = trainer.optimisers_of(recipe, m, net, gate)
     if capture and m.optimiser is not None:  # that of a GPU, whose steps are counted in a tensor
         optimisers[1:] = [m.optimiser(recipe, gate, True)]
-    steps = Loop(recipe, m, net, gate, optimisers, images)
-    if capture:
-        steps.prepare_graphs(capture)
     rows = []
-    for epoch in epochs:
-        steps.start(epoch, tqdm(disable=True))
-        rows.append(steps.row(epoch))
+    with replaying(capture) if capture else nullcontext():
+        steps = (Replayed if capture else Loop)(recipe, m, net, gate, optimisers, images)
+        for epoch in epochs:
+            steps.start(epoch, tqdm(disable=True))
+            rows.append(steps.row(epoch))
     return net.state_dict() | ({"gate": gate.matrix.detach()} if gate is not None else {}), rows, steps
+
+
+@contextmanager
+def replaying(capture):
+    """On a processor `capture` takes the place of a CUDA graph: it makes of a step what replays it."""
+    pool = mock.patch.object(torch.cuda, "graph_pool_handle", tuple)
+    with pool, mock.patch.object(loop, "captured", lambda step, pool: capture(step)):
+        yield
 
 
 def assert_close(ours: dict, theirs: dict, atol: float = 1e-4) -> None:
@@ -118,27 +126,22 @@ def test_a_failed_capture_stops_all_that_train_in_its_process(error, remedy, mon
         finally:
             raise RuntimeError("the capture was invalidated")
 
-    original = Loop.__init__
-
-    def started(self, recipe, *rest):
-        original(self, recipe, *rest)
-        if recipe.seed == 1:
-            self.prepare_graphs(capture)
-
     work = [(dataclasses.replace(RECIPE, seed=seed), tmp_path / str(seed)) for seed in (1, 2)]
-    with monkeypatch.context() as patch, pytest.raises(loop.CaptureFailed, match="captured \\(operation.* x \\): .*") as told:
-        patch.setattr(Loop, "__init__", started)
-        trainer.side_by_side(work, "cpu")
+    with replaying(capture), monkeypatch.context() as patch:
+        patch.setattr(loop, "replays", lambda recipe, device: recipe.seed == 1)
+        with pytest.raises(loop.CaptureFailed, match="captured \\(operation.* x \\): .*") as told:
+            trainer.side_by_side(work, "cpu")
     assert remedy in str(told.value) and "\n" not in str(told.value)
     assert not (tmp_path / "2").exists()  # though nothing failed in it
     assert [run.recipe.seed for run in trainer.side_by_side(work, "cpu")] == [1, 2]
 
 
-def test_the_bar_of_a_gpu_moves_when_the_epoch_has_ended(monkeypatch):
+def test_the_bar_of_a_gpu_moves_when_the_epoch_has_ended():
     """There the steps have only been asked for when `start` returns."""
     bar = tqdm(total=10 * STEPS, file=io.StringIO(), disable=False)
     _, _, steps = trained(RECIPE, [0], lambda step: step)
-    steps.start(1, bar)
+    with replaying(lambda step: step):
+        steps.start(1, bar)
     assert bar.n == 0
 
 

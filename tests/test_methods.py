@@ -14,6 +14,7 @@ from csglib.methods.icnn import filter_loss
 from csglib.methods.picnn import SampledGate, draw
 from csglib.recipe import Recipe
 from csglib.training import trainer
+from csglib.training.loop import Loop
 
 
 def paths(method: str = "csg", **fields) -> str:
@@ -218,7 +219,7 @@ def one_epoch(path: str) -> tuple[dict, dict]:
     gate.matrix.grad = torch.full((3, 4), 100.0) if path == "standard" else None  # whatever was left there
     before = {**net.state_dict(), "gate": gate.matrix.detach()}
     before = {name: t.clone() for name, t in before.items()}
-    trainer.Loop(recipe, m, net, gate, optimisers, images).start(0 if path == "standard" else 1, tqdm(disable=True))
+    Loop(recipe, m, net, gate, optimisers, images).start(0 if path == "standard" else 1, tqdm(disable=True))
     return before, {**net.state_dict(), "gate": gate.matrix.detach()}
 
 

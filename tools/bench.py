@@ -32,7 +32,7 @@ from csglib.precision import native, settle_precision
 from csglib.recipe import Recipe
 from csglib.runs import provenance
 from csglib.training import trainer
-from csglib.training.loop import Loop, keep_memory
+from csglib.training.loop import Loop, keep_memory, loop_of
 
 ROUNDS = 5
 STEPS = 40  # of 128 images in a round of the training loops
@@ -249,7 +249,7 @@ def looping(recipe: Recipe, images: Images, classes: int = 10) -> Loop:
     net.to(device, memory_format=torch.channels_last)
     if gate is not None:
         gate.to(device)
-    return Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
+    return loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
 
 
 # The gate's share of a step
@@ -278,7 +278,7 @@ def gated_step(net_name: str, classes: int, shape: tuple[int, int], rounds: int,
         for epoch in (0, 1) if r % 2 else (1, 0):  # 0 is standard, 1 gated
             started = time.perf_counter()
             for _ in range(steps):
-                loop.step(epoch, ("standard", "gated")[epoch], x, y)
+                loop.step(epoch, x, y)
             seconds[epoch] = (time.perf_counter() - started) / steps
         if r:
             ratios.append(seconds[1] / seconds[0]), times.append(seconds[0])

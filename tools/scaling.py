@@ -27,7 +27,7 @@ from csglib.precision import settle_precision
 from csglib.recipe import Recipe
 from csglib.runs import provenance
 from csglib.training import trainer
-from csglib.training.loop import Loop
+from csglib.training.loop import loop_of
 
 BATCH = {18: 16, 152: 4}  # images a step here, so that a step takes a few seconds and a few GB
 PICTURE = (500, 375)  # pixels of the photograph whose decoding is timed, as most of ImageNet's and VOC's are
@@ -41,7 +41,7 @@ def stepper(task: gpu_costs.Task, name: str, batch: int, precision: str):
     net.to(memory_format=torch.channels_last).train()
     x = torch.randint(0, 256, (batch, 3, task.pixels, task.pixels), dtype=torch.uint8)
     y = torch.randint(0, task.classes, (batch,))
-    loop = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), Images(x, y))
+    loop = loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), Images(x, y))
     epoch = gpu_costs.dearest_epoch(recipe)
     return lambda: loop.step(epoch, x, y)
 

@@ -17,7 +17,7 @@ from csglib import data, methods, precision, runs
 from csglib.recipe import Recipe
 from csglib.runs import provenance
 from csglib.training import trainer
-from csglib.training.loop import Loop
+from csglib.training.loop import loop_of
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
 STEPS = 10
@@ -33,8 +33,8 @@ def stepper(name: str):
     m, net, gate = trainer.build(recipe, 10)
     net.to(memory_format=torch.channels_last).train()
     x, y = sample.images[: recipe.batch_size], sample.labels[: recipe.batch_size]
-    loop = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), sample)
-    return recipe, m, lambda epoch: loop.step(epoch, m.path(recipe, epoch), x, y)
+    loop = loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), sample)
+    return recipe, m, lambda epoch: loop.step(epoch, x, y)
 
 
 times: dict[str, list[float]] = {name: [] for name in methods.METHODS if name != "matched"}

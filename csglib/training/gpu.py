@@ -26,7 +26,7 @@ from csglib.methods import METHODS
 from csglib.recipe import Recipe
 from csglib.runs import inference
 from csglib.training import loop, trainer
-from csglib.training.loop import CAPTURED, Loop
+from csglib.training.loop import CAPTURED, Loop, loop_of
 
 # Ten steps an epoch: some as they are, then a capture and its replays; the third epoch is replays alone
 RECIPE = Recipe(dataset="cifar10-mini", epochs=3, cycle="sg", holdout=1500, batch_size=50, lr=0.002, precision="float32")
@@ -60,7 +60,7 @@ def run(recipe: Recipe, device: torch.device, epochs: Iterable[int] = range(3), 
     net.to(device, memory_format=torch.channels_last)
     if gate is not None:
         gate.to(device)
-    steps = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
+    steps = loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
     rows = []
     for epoch in epochs:
         if m.path(recipe, epoch) != "skipped":

@@ -6,10 +6,10 @@ in which the host waits for nothing.  Both compute the same steps; compiled sums
 """
 
 import ctypes
-import functools
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -35,17 +35,17 @@ class CaptureFailed(Problem):
 
 
 class Loop:
-    """The training steps of one recipe on one device, and what they need to be fast: compiled maps, a stream, graphs."""
+    """The training steps of one recipe on one device, one after the other from the host; compiled maps where it is fast."""
 
     def __init__(self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None):
         self.recipe, self.m, self.net, self.gate, self.optimisers, self.images = recipe, m, net, gate, optimisers, images
         self.device = device = images.images.device
         self.steps = len(images) // recipe.batch_size
-        self.reason = "operation by operation"
-        self.compiled, self.graphs, self.stream = None, None, None
+        self.stream = None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)  # several trainings overlap, each on its own
             self.stream.wait_stream(torch.cuda.current_stream(device))
+        self.clock = Clock(self.stream)
         learns = gate is not None and any(p.requires_grad for p in gate.parameters())
         unused = learns and any(m.path(recipe, epoch) == "standard" for epoch in range(recipe.epochs))
         with self.on_stream():  # DistributedDataParallel sums gradients on the stream on which it is made
@@ -56,31 +56,11 @@ class Loop:
             make_momentum(optimisers)
         self.loss_sum, self.one = torch.zeros((), device=device), torch.ones((), device=device)
         self.correct, self.skipped = (torch.zeros((), device=device, dtype=torch.long) for _ in range(2))
-        if recipe.loop == "fast":
-            self.compiled = torch.compile(net.maps)
-            self.reason = "compiled"
-            if device.type == "cuda":
-                self.prepare_graphs()
+        self.compiled = torch.compile(net.maps) if recipe.loop == "fast" else None
+        self.reason = "compiled" if self.compiled else "operation by operation"
 
     def on_stream(self):
         return torch.cuda.stream(self.stream) if self.stream else nullcontext()
-
-    def prepare_graphs(self, capture=None) -> None:
-        """The buffers from which a captured step takes its batch, its learning rate and its epoch; a counter on the device
-        moves on.  The graphs of all paths share one pool of memory, since never two of them run at once."""
-        N, device = len(self.images), self.device
-        self.graphs = {}
-        self.capture = capture or functools.partial(captured, pool=torch.cuda.graph_pool_handle())
-        self.order = torch.zeros(N, dtype=torch.long, device=device)
-        self.shift = torch.zeros(2, N, dtype=torch.long, device=device)
-        self.flip = torch.zeros(N, dtype=torch.bool, device=device)
-        self.lrs = torch.zeros(self.steps, device=device)
-        self.at = torch.zeros(1, dtype=torch.long, device=device)  # an index without dimensions would be read by the host
-        self.epoch = torch.zeros((), dtype=torch.long, device=device)
-        self.rows = torch.arange(self.recipe.batch_size, device=device)
-        for group in self.optimisers[0].param_groups:
-            group["lr"] = torch.zeros((), device=device)
-        self.reason = CAPTURED
 
     def start(self, epoch: int, bar) -> None:
         """Run one epoch; on a GPU, where nothing waits, ask for all its steps and return.  `row` then waits for their sums."""
@@ -92,15 +72,13 @@ class Loop:
             total.zero_()
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # it has evaluated the last epoch
-        self.clock = Clock(self.stream)
+        self.clock.start()
         with self.on_stream(), exact(self.device, recipe.precision), compiled(self.net, self.compiled):
-            if self.graphs is None:
-                self.run(epoch, path, generator, bar)
-            else:
-                self.replay(epoch, path, generator)
+            self.run(epoch, path, generator, bar)
         self.clock.stop()
 
     def run(self, epoch: int, path: str, generator: torch.Generator, bar) -> None:
+        """All steps of one epoch, whose random numbers come from the generator."""
         recipe, B = self.recipe, self.recipe.batch_size
         for step, (x, y) in enumerate(data.batches(self.images, B, generator, distributed.part(B))):
             for group in self.optimisers[0].param_groups:
@@ -113,49 +91,6 @@ class Loop:
                     shown["density"] = f"{self.gate.matrix.detach().mean().item():.3f}"
                 bar.set_postfix(shown, refresh=False)
             bar.update()
-
-    def replay(self, epoch: int, path: str, generator: torch.Generator) -> None:
-        """The same steps from buffers on the device: some as they are, then a capture, then replays."""
-        recipe = self.recipe
-        for buffer, drawn in zip((self.order, self.shift, self.flip), data.draw(self.images, generator), strict=True):
-            buffer.copy_(drawn)
-        rates = [learning_rate(recipe, (epoch + s / self.steps) / recipe.epochs) for s in range(self.steps)]
-        self.lrs.copy_(torch.tensor(rates))
-        self.at.zero_()
-        self.epoch.fill_(epoch)
-
-        def step() -> None:
-            self.step(self.epoch if self.m.by_epoch else epoch, *self.batch())
-
-        done = 0
-        if path not in self.graphs:
-            for _ in range(min(EAGER_STEPS, self.steps)):
-                step()
-                done += 1
-            try:
-                self.graphs[path] = self.capture(step)
-            except RuntimeError as error:
-                while error.__context__ is not None:  # the end of a capture that failed fails too
-                    error = error.__context__
-                full = isinstance(error, torch.OutOfMemoryError)
-                remedy = "choose a smaller --batch-size, train fewer at once" if full else "run `csglib doctor --gpu`"
-                line = (str(error).splitlines() or [type(error).__name__])[0]
-                told = f"a step of {recipe.name} cannot be captured ({printable(line)})"
-                raise CaptureFailed(f"{told}: {remedy}, or leave --loop out") from None
-        for _ in range(self.steps - done):
-            self.graphs[path]()
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """The next batch, chosen and augmented on the device; the learning rate moves with it."""
-        i = self.at * self.recipe.batch_size + self.rows
-        for group in self.optimisers[0].param_groups:
-            group["lr"].copy_(self.lrs[self.at].squeeze(0))
-        self.at += 1
-        index = self.order[i]
-        images = self.images.images[index]
-        return data.augment(images, self.shift[0, i], self.shift[1, i], self.flip[i], images.shape[2] // 8), (
-            self.images.labels[index]
-        )
 
     def step(self, epoch: int | Tensor, x: Tensor, y: Tensor) -> None:
         weights = self.optimisers[0]
@@ -185,6 +120,84 @@ class Loop:
             "train_accuracy": correct / (self.steps * self.recipe.batch_size),
             "seconds": round(self.clock.seconds(), 3),
         } | skipped
+
+
+class Replayed(Loop):
+    """The same steps from buffers on a GPU, captured once for each path: an epoch is a row of replays.
+
+    A captured step takes its batch, its learning rate and its epoch from the buffers, and a counter on the device moves on.
+    The graphs of all paths share one pool of memory, since never two of them run at once.
+    """
+
+    def __init__(self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None):
+        super().__init__(recipe, m, net, gate, optimisers, images, scaler)
+        N, device = len(images), self.device
+        self.graphs: dict[str, Callable[[], None]] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+        self.order = torch.zeros(N, dtype=torch.long, device=device)
+        self.shift = torch.zeros(2, N, dtype=torch.long, device=device)
+        self.flip = torch.zeros(N, dtype=torch.bool, device=device)
+        self.lrs = torch.zeros(self.steps, device=device)
+        self.at = torch.zeros(1, dtype=torch.long, device=device)  # an index without dimensions would be read by the host
+        self.epoch = torch.zeros((), dtype=torch.long, device=device)
+        self.rows = torch.arange(recipe.batch_size, device=device)
+        for group in optimisers[0].param_groups:
+            group["lr"] = torch.zeros((), device=device)
+        self.reason = CAPTURED
+
+    def run(self, epoch: int, path: str, generator: torch.Generator, bar) -> None:
+        """Some steps as they are, then a capture, then replays; the bar moves when the host has waited for them."""
+        recipe = self.recipe
+        for buffer, drawn in zip((self.order, self.shift, self.flip), data.draw(self.images, generator), strict=True):
+            buffer.copy_(drawn)
+        rates = [learning_rate(recipe, (epoch + s / self.steps) / recipe.epochs) for s in range(self.steps)]
+        self.lrs.copy_(torch.tensor(rates))
+        self.at.zero_()
+        self.epoch.fill_(epoch)
+
+        def step() -> None:
+            self.step(self.epoch if self.m.by_epoch else epoch, *self.batch())
+
+        done = 0
+        if path not in self.graphs:
+            for _ in range(min(EAGER_STEPS, self.steps)):
+                step()
+                done += 1
+            try:
+                self.graphs[path] = captured(step, self.pool)
+            except RuntimeError as error:
+                while error.__context__ is not None:  # the end of a capture that failed fails too
+                    error = error.__context__
+                full = isinstance(error, torch.OutOfMemoryError)
+                remedy = "choose a smaller --batch-size, train fewer at once" if full else "run `csglib doctor --gpu`"
+                line = (str(error).splitlines() or [type(error).__name__])[0]
+                told = f"a step of {recipe.name} cannot be captured ({printable(line)})"
+                raise CaptureFailed(f"{told}: {remedy}, or leave --loop out") from None
+        for _ in range(self.steps - done):
+            self.graphs[path]()
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The next batch, chosen and augmented on the device; the learning rate moves with it."""
+        i = self.at * self.recipe.batch_size + self.rows
+        for group in self.optimisers[0].param_groups:
+            group["lr"].copy_(self.lrs[self.at].squeeze(0))
+        self.at += 1
+        index = self.order[i]
+        images = self.images.images[index]
+        return data.augment(images, self.shift[0, i], self.shift[1, i], self.flip[i], images.shape[2] // 8), (
+            self.images.labels[index]
+        )
+
+
+def loop_of(recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None) -> Loop:
+    """The loop that the recipe asks for, on the device where the images are."""
+    kind = Replayed if replays(recipe, images.images.device) else Loop
+    return kind(recipe, m, net, gate, optimisers, images, scaler)
+
+
+def replays(recipe: Recipe, device: torch.device) -> bool:
+    """Whether its steps are captured and replayed."""
+    return recipe.loop == "fast" and device.type == "cuda"
 
 
 @contextmanager
@@ -218,14 +231,18 @@ def captured(step, pool):
 
 
 class Clock:
-    """How long an epoch takes, until `stop`: on a GPU by its stream's own time, elsewhere by the host's."""
+    """How long an epoch takes, from `start` to `stop`: on a GPU by its stream's own time, elsewhere by the host's."""
 
     def __init__(self, stream):
-        self.stream, self.began, self.ended = stream, self.now(stream), None
+        self.stream = stream
+        self.began = self.ended = self.now(stream)
 
     @staticmethod
     def now(stream):
         return stream.record_event(torch.cuda.Event(enable_timing=True)) if stream else time.perf_counter()
+
+    def start(self) -> None:
+        self.began = self.now(self.stream)
 
     def stop(self) -> None:
         self.ended = self.now(self.stream)

@@ -14,7 +14,7 @@ from csglib.methods import method
 from csglib.precision import native
 from csglib.recipe import Recipe
 from csglib.runs.inference import read_out
-from csglib.training.loop import Loop, keep_memory
+from csglib.training.loop import keep_memory, loop_of
 from csglib.training.trainer import build, optimisers_of
 
 KNOWN = {"cifar10": (50_000, 10_000, 32, 10), "cifar10-mini": (2_000, 1_000, 32, 10)}  # so that none is read for its size
@@ -68,7 +68,7 @@ def measure(recipe: Recipe, of: Size, device: torch.device) -> Pace:
     n = recipe.batch_size * STEPS[device.type]
     pixels = torch.randint(0, 256, (n, 3, of.pixels, of.pixels), dtype=torch.uint8)
     images = Images(pixels.to(device), torch.randint(0, of.classes, (n,)).to(device))
-    loop = Loop(recipe, m, net, gate, optimisers_of(recipe, m, net, gate), images)
+    loop = loop_of(recipe, m, net, gate, optimisers_of(recipe, m, net, gate), images)
     epoch = next(e for e in range(recipe.epochs) if m.path(recipe, e) != "skipped")
     for _ in range(2):  # the first warms up
         began = time.perf_counter()

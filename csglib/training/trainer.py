@@ -34,7 +34,7 @@ from csglib.runs import Run, packing, provenance
 from csglib.runs.inference import read_out
 from csglib.training import distributed
 from csglib.training.checkpoint import Checkpoint
-from csglib.training.loop import CaptureFailed, Loop, keep_memory, loss_scaler
+from csglib.training.loop import CaptureFailed, keep_memory, loop_of, loss_scaler
 
 DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test loss of 1e5 is none: its statistics are young
 
@@ -227,7 +227,7 @@ def go_on(t: Training) -> Generator[None, None, None]:
         raise Problem(f"the processes do not see the same {path}: put --out into a folder that they share")
     if dirty or any(row.get("commit", code["commit"]) != code["commit"] for row in history):
         code["dirty"] = True  # no one commit makes this run
-    loop = Loop(recipe, t.method, net, gate, optimisers, t.dataset.train, scaler)
+    loop = loop_of(recipe, t.method, net, gate, optimisers, t.dataset.train, scaler)
     announce(t)
     with progress(t, len(history)) as bar:
         for epoch in range(len(history), recipe.epochs):
