@@ -78,11 +78,12 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     """Download or verify a data set.  CSGLIB_DATA says where it lies (default data/raw).
 
     Args:
-        action: get downloads the official release, checks and unpacks it; verify compares every file with its digest.
-        dataset: cifar10; cifar10-mini, which is part of the repository; voc2007 to voc2012, PASCAL VOC of that year, to get;
-            voc:PATH, objects in VOC's layout, and folder:PATH, pictures with one subfolder a class, to verify (@64 behind the
-            PATH is the side in pixels, @skip leaves out what cannot be read, and voc:PATH@cat,dog or @all says which classes);
-            runs, the published runs, to get where the library came without.
+        action: get downloads the official release, checks and unpacks it, and goes on where an earlier download broke; verify
+            compares every file with its digest.
+        dataset: cifar10, cifar100, stl10; tiny-imagenet and voc2007 to voc2012, PASCAL VOC of that year, to get;
+            cifar10-mini, which is part of the repository; voc:PATH, objects in VOC's layout, and folder:PATH, pictures with
+            one subfolder a class, to verify (@64 behind the PATH is the side in pixels, @skip leaves out what cannot be read,
+            and voc:PATH@cat,dog or @all says which classes); runs, the published runs, to get where the library came without.
     """
     if (action, dataset) == ("get", "runs"):
         from csglib.runs.release import get_runs
@@ -91,7 +92,7 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
         print(f"runs: {new} fetched, {old} were here (in {PUBLISHED})")
         return
     from csglib.data import DATASETS, load, own, refuse
-    from csglib.data.cifar10 import get_cifar10
+    from csglib.data.released import RELEASES, Binary, get
     from csglib.data.voc import get_voc
     from csglib.paths import folder
 
@@ -99,16 +100,26 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     if action == "get" and dataset in years:
         print(f"{dataset}: photographs in {get_voc(years[dataset])}")
         return
-    if not own(dataset) and dataset not in DATASETS:
-        refuse(dataset, *(years if action == "get" else ()))
-    if action == "get" and dataset == "cifar10":
-        get_cifar10()
+    if action == "get" and dataset in RELEASES:
+        place, terms = get(dataset), RELEASES[dataset].terms
+        if not isinstance(RELEASES[dataset], Binary):
+            print(f"{dataset}: pictures in {place}; {terms}")
+            return
+    elif not own(dataset) and dataset not in DATASETS:
+        refuse(dataset, *([*RELEASES, *years] if action == "get" else ()))
     with warnings.catch_warnings(action="ignore"):  # the report is printed
         found = load(dataset)
-    told = f", of {', '.join(found.classes)}" if own(dataset) else ", as released"
-    place = f" (in {folder()})" if dataset == "cifar10" else ""
+    told = ", as released" if dataset in DATASETS else ""
+    many = f", of {listed(found.classes)}" if own(dataset) or len(found.classes) > 10 else ""
+    place = f" (in {folder()})" if dataset in RELEASES else ""
     report = f"; {found.report}" if found.report else ""
-    print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{told}{place}{report}")
+    terms = f"; {RELEASES[dataset].terms}" if action == "get" and dataset in RELEASES else ""
+    print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{many}{told}{place}{report}{terms}")
+
+
+def listed(classes: tuple[str, ...], most: int = 10) -> str:
+    """Their names, or of more than ten how many there are and which is the first and the last."""
+    return ", ".join(classes) if len(classes) <= most else f"{len(classes)} classes, {classes[0]} to {classes[-1]}"
 
 
 def list_runs(folder: Positional[Path] = PUBLISHED) -> None:
@@ -175,8 +186,6 @@ def run_command(prog: str, description: str, commands: dict[str, Callable]) -> N
         print(f"csglib: {error}: check that the path exists and can be written", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            "csglib: stopped; given again, `train` goes on from the last whole epoch",
-            file=sys.stderr,
-        )
+        told = "given again, `train` goes on from the last whole epoch, and a download where it was"
+        print(f"csglib: stopped; {told}", file=sys.stderr)
         sys.exit(130)

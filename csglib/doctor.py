@@ -13,7 +13,7 @@ from pathlib import Path
 
 from csglib import __version__, runs
 from csglib.data import load
-from csglib.data.cifar10 import CIFAR10_FOLDER, verify_cifar10
+from csglib.data.released import RELEASES, verify
 from csglib.errors import Problem, check_name
 from csglib.paths import CLONE, ROOT, folder
 from csglib.recipe import Recipe
@@ -79,7 +79,7 @@ def examine() -> Iterator[Finding]:
             yield Finding("ok", f"tools for {purpose}")
     yield place()
     yield sample()
-    yield cifar10()
+    yield from downloaded()
     yield published()
 
 
@@ -170,14 +170,21 @@ def sample() -> Finding:
     return Finding("ok", f"the sample cifar10-mini: {len(found.train)} training and {len(found.test)} test images")
 
 
-def cifar10() -> Finding:
-    if not (folder() / CIFAR10_FOLDER).exists():
-        return Finding("note", "CIFAR-10 is not here, and only training on it needs it: `csglib data get cifar10`, 162 MiB")
-    try:
-        verify_cifar10()
-    except Problem as problem:
-        return Finding("do", str(problem))
-    return Finding("ok", "CIFAR-10, as released")
+def downloaded() -> Iterator[Finding]:
+    """Every data set that was released and is here, whole or in part."""
+    for name, release in RELEASES.items():
+        where, half = folder() / release.folder, folder() / f"{release.folder}.part"
+        if where.exists():
+            try:
+                whole = verify(name)
+            except Problem as problem:
+                yield Finding("do", str(problem))
+            else:
+                yield Finding("ok", f"{release.called}, {'as released' if whole else 'all of its parts'}")
+        elif half.exists():
+            yield Finding("note", f"a download of {release.called} was stopped, `csglib data get {name}` goes on with {half}")
+        elif name == "cifar10":
+            yield Finding("note", "CIFAR-10 is not here, and only training on it needs it: `csglib data get cifar10`, 162 MiB")
 
 
 def published(where: Path | None = None) -> Finding:

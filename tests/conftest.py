@@ -23,6 +23,7 @@ from brought import pets, place, town  # noqa: E402, F401 (fixtures)
 
 from csglib import data, runs  # noqa: E402
 from csglib.analysis.information import mutual_information  # noqa: E402
+from csglib.data.released import CIFAR10  # noqa: E402
 from csglib.recipe import Recipe  # noqa: E402
 
 mutual_information(torch.rand(8, 1), torch.arange(8) % 2, 2)  # numba compiles it once, and not under a test's broken disk
@@ -49,7 +50,7 @@ def cifar10_folder(tmp_path_factory) -> Path:
         return Path(value)
     script = SHARED / "data" / "unpack-cifar10"
     if not script.exists():
-        pytest.skip(f"full CIFAR-10 is not here: set CSGLIB_DATA to the folder that holds {data.CIFAR10_FOLDER}")
+        pytest.skip(f"full CIFAR-10 is not here: set CSGLIB_DATA to the folder that holds {CIFAR10.folder}")
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
     return folder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from csgbook import experiments
-from csglib import data, runs
+from csglib import runs
+from csglib.data import released
 from csglib.recipe import Recipe
 from csglib.training import trainer
 
@@ -114,7 +115,7 @@ def test_a_run_with_an_altered_file_is_not_evaluated(name, run, refused, workpla
 
 @pytest.mark.parametrize("size, said", [(0, "differs"), (3073 * 9999, "differs"), (None, "missing")])
 def test_a_damaged_batch_file_stops_training_before_it_starts(size, said, refused, workplace, monkeypatch):
-    folder = workplace / "raw" / data.CIFAR10_FOLDER
+    folder = workplace / "raw" / released.CIFAR10.folder
     folder.mkdir(parents=True)
     if size is not None:
         with (folder / "data_batch_1.bin").open("wb") as f:
@@ -151,7 +152,7 @@ def test_ctrl_c_is_told_how_to_go_on(csglib, workplace, monkeypatch):
     monkeypatch.setattr(trainer, "train", interrupt)
     code, _, err = csglib(*MINI.split())
     assert code == 130
-    assert err == "csglib: stopped; given again, `train` goes on from the last whole epoch\n"
+    assert err == "csglib: stopped; given again, `train` goes on from the last whole epoch, and a download where it was\n"
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["data"], ["runs"]])

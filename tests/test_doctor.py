@@ -8,7 +8,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from csglib import Problem, data, doctor, precision
+from csglib import Problem, doctor, precision
+from csglib.data import released
 from csglib.recipe import Recipe
 from csglib.training import gpu as gpu_checks
 from csglib.training import pace
@@ -100,9 +101,17 @@ def test_where_something_has_to_be_done_the_exit_status_says_so(csglib, monkeypa
 
 
 def test_altered_files_of_cifar10_have_to_be_replaced(monkeypatch, tmp_path):
-    (tmp_path / data.CIFAR10_FOLDER).mkdir()
+    (tmp_path / released.CIFAR10.folder).mkdir()
     monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
-    assert doctor.cifar10().state == "do" and "data_batch_1.bin is missing" in doctor.cifar10().text
+    (found,) = doctor.downloaded()
+    assert found.state == "do" and "data_batch_1.bin is missing" in found.text
+
+
+def test_a_download_that_was_stopped_is_noted_with_how_it_goes_on(monkeypatch, tmp_path):
+    (tmp_path / "stl10_binary.part").mkdir()
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    assert [f.state for f in doctor.downloaded()] == ["note", "note"]
+    assert "csglib data get stl10` goes on with" in [f.text for f in doctor.downloaded()][1]
 
 
 def test_a_damaged_run_is_found_and_no_run_is_only_noted(run, tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import releases
 import trainings
 import yaml
 from conftest import LONG, ROOT
@@ -29,7 +30,8 @@ from csgbook import experiments, measured
 from csgbook.evidence import simulate
 from csgbook.pages import attacked, located, tables
 from csglib import Problem, data, files, networks, paths, runs
-from csglib.data import cifar10, objects
+from csglib.data import objects
+from csglib.data.released import RELEASES
 from csglib.paths import PUBLISHED
 from csglib.runs.verify import verify
 from csglib.training import trainer
@@ -303,36 +305,49 @@ def test_the_largest_file_that_is_opened_takes_less_than_two_gigabytes(name, tmp
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
-    """Six batch files of three images that csglib takes for the official ones."""
+    """The binary releases, of few images, which csglib takes for the official ones."""
     root = tmp_path_factory.mktemp("raw")
-    folder = root / data.CIFAR10_FOLDER
-    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        for name in cifar10.CIFAR10_FILES:
-            (folder / name).write_bytes(np.random.default_rng(0).integers(0, 10, 3 * 3073, np.uint8).tobytes())
-        sums = {name: paths.digest(folder / name, "md5") for name in cifar10.CIFAR10_FILES}
-        patch.setattr("csglib.data.cifar10.CIFAR10_FILES", sums)
         patch.setenv("CSGLIB_DATA", str(root))
-        yield folder
+        for name in releases.BINARY:
+            files = releases.contents(name)
+            releases.stand_in(patch, name, files)
+            releases.lay(root, name, files)
+        yield root
 
 
 @often
-@given(name=st.sampled_from(sorted(cifar10.CIFAR10_FILES)), edit=edits())
-def test_a_batch_file_with_any_byte_changed(name, edit, release):
-    before = (release / name).read_bytes()
-    (release / name).write_bytes(after := edit(before))
+@given(where=st.sampled_from([(name, file) for name in releases.BINARY for file in RELEASES[name].sums]), edit=edits())
+def test_a_file_of_a_release_with_any_byte_changed(where, edit, release):
+    name, file = where
+    path = release / RELEASES[name].folder / file
+    before = path.read_bytes()
+    path.write_bytes(after := edit(before))
     try:
-        with refused_or_same("batch file"):
-            data.load("cifar10")
+        with refused_or_same("file of a release"):
+            data.load(name)
             assert after == before
     finally:
-        (release / name).write_bytes(before)
+        path.write_bytes(before)
+
+
+@often
+@given(name=st.sampled_from(["cifar100", "stl10"]), edit=edits())
+def test_a_list_of_classes_with_any_byte_changed(name, edit, release):
+    path = release / RELEASES[name].folder / RELEASES[name].names
+    before = path.read_bytes()
+    path.write_bytes(edit(before))
+    try:
+        with refused_or_same("list of classes"):
+            assert len(set(data.load(name).classes)) == RELEASES[name].classes
+    finally:
+        path.write_bytes(before)
 
 
 def test_a_batch_file_larger_than_the_release_is_refused_before_it_is_read(release):
-    name = "data_batch_1.bin"
-    before = (release / name).read_bytes()
-    with (release / name).open("ab") as f:
+    path = release / RELEASES["cifar10"].folder / "data_batch_1.bin"
+    before = path.read_bytes()
+    with path.open("ab") as f:
         f.truncate(1 << 40)  # sparse
     started = time.monotonic()
     try:
@@ -340,7 +355,7 @@ def test_a_batch_file_larger_than_the_release_is_refused_before_it_is_read(relea
             data.load("cifar10")
         assert time.monotonic() - started < 1
     finally:
-        (release / name).write_bytes(before)
+        path.write_bytes(before)
 
 
 OBJECT = "<object><name>bird</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"

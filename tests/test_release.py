@@ -161,9 +161,11 @@ def test_what_is_no_archive_or_not_there_is_told_with_the_remedy(archive, tmp_pa
     with pytest.raises(Problem, match="holds no run.*clone the repository"):
         release.get_runs(tmp_path / "runs", archive(names=()))
     (tmp_path / "HEAD.tar.gz").write_text("no archive")
-    for url in ((tmp_path / "HEAD.tar.gz").as_uri(), (tmp_path / "nowhere").as_uri()):
-        with pytest.raises(Problem, match="could not fetch the runs.*clone the repository"):
-            release.get_runs(tmp_path / "runs", url)
+    with pytest.raises(Problem, match="the runs from .* cannot be unpacked .*clone the repository"):
+        release.get_runs(tmp_path / "runs", (tmp_path / "HEAD.tar.gz").as_uri())
+    with pytest.raises(Problem, match="could not download the runs .*clone the repository"):
+        release.get_runs(tmp_path / "runs", (tmp_path / "nowhere").as_uri())
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_without_an_address_the_command_says_so(csglib, monkeypatch):

@@ -1,24 +1,32 @@
 """The data sets as uint8 tensors that live on the device; augmented there, verified by digest, read without pickle.
 
-`cifar10` is the official binary release; `cifar10-mini` is the sample of 2,000 + 1,000 of its images in this repository;
+`cifar10`, `cifar100` and `stl10` are the official binary releases (released.py); `cifar10-mini` is the sample of 2,000 + 1,000
+images of the first in this repository;
 `voc:PATH` are the objects of a folder in PASCAL VOC's layout, one an image (objects.py); `folder:PATH` is any tree of pictures
 with one subfolder a class (folders.py); pictures.py says what may follow a PATH.
 """
 
 import dataclasses
 import os
+from functools import partial
 
-from csglib.data import folders, objects
-from csglib.data.cifar10 import CIFAR10_FOLDER, CLASSES, get_cifar10, load_cifar10, load_cifar10_mini, verify_cifar10
+from csglib.data import folders, objects, released
+from csglib.data.cifar10 import CLASSES, load_cifar10_mini
 from csglib.data.images import Dataset, Images, augment, batches, draw, to_float
 from csglib.data.pictures import asked
+from csglib.data.released import get, verify
 from csglib.errors import Problem
 from csglib.recipe import Recipe
 
-__all__ = ["CIFAR10_FOLDER", "CLASSES", "Dataset", "Images", "augment", "batches", "draw", "get_cifar10", "to_float"]
-__all__ += ["at_hand", "load", "of", "present", "refuse", "verify_cifar10"]
+__all__ = ["CLASSES", "Dataset", "Images", "augment", "batches", "draw", "to_float"]
+__all__ += ["at_hand", "get", "load", "of", "present", "refuse", "verify"]
 
-DATASETS = {"cifar10": load_cifar10, "cifar10-mini": load_cifar10_mini}
+DATASETS = {
+    "cifar10": partial(released.load, "cifar10"),
+    "cifar10-mini": load_cifar10_mini,
+    "cifar100": partial(released.load, "cifar100"),
+    "stl10": partial(released.load, "stl10"),
+}
 OWN = {"voc": objects.load, "folder": folders.load}  # before the colon of KIND:PATH, pictures of one's own
 EMBEDDED = {"cifar10": "cifar10-mini"}  # what the repository holds of a data set that has to be fetched
 
@@ -27,7 +35,7 @@ def load(name: str) -> Dataset:
     """A data set by name, its files verified.
 
     Args:
-        name: cifar10, cifar10-mini, or folder:PATH or voc:PATH with their options.
+        name: cifar10, cifar10-mini, cifar100, stl10, or folder:PATH or voc:PATH with their options.
 
     Raises:
         Problem: Where it is unknown, absent or altered.
@@ -46,9 +54,11 @@ def own(name: str) -> bool:
 
 
 def refuse(name: str, *more: str) -> None:
+    """Raise the Problem of an unknown data set, with the choice and what more there is."""
     there = f"; the folder of this name is folder:{name}" if os.path.isdir(os.path.expanduser(name)) else ""
+    known = ", ".join(dict.fromkeys([*DATASETS, *more]))
     raise Problem(
-        f"unknown dataset {name!r}: choose one of {', '.join([*DATASETS, *more])}, or folder:PATH, pictures of your own with "
+        f"unknown dataset {name!r}: choose one of {known}, or folder:PATH, pictures of your own with "
         f"one subfolder a class, or voc:PATH, photographs with boxes{there}"
     )
 

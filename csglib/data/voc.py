@@ -6,7 +6,6 @@ line; a line that ends with -1, as in VOC's lists of one class, is left out.
 
 import os
 import re
-import tarfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from csglib.data import download
+from csglib.data.download import Archive
 from csglib.data.pictures import Report, composed, endings, part_of, plain
 from csglib.errors import Problem
 from csglib.files import MIB, check_size, read_text, short
@@ -181,26 +181,15 @@ def boxes_of(found: Annotation, picture: Image.Image, name: str) -> list[Box]:
 
 def get_voc(year: str = "2010", root: Path | None = None) -> Path:
     """Download PASCAL VOC's training and validation photographs of a year; the folder appears whole or not at all."""
-    from torchvision.datasets import VOCDetection
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
 
     root = root or folder()
-    target = root / f"voc{year}"
+    target, listed = root / f"voc{year}", DATASET_YEAR_DICT[year]
     if target.exists():
         voc_folder(target)
         return target
-    with download.beside(root) as tmp:
-        before = vars(tarfile.TarFile)["extraction_filter"]
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-        try:
-            VOCDetection(str(tmp), year, "trainval", download=True)  # checks the archive's md5; the filter keeps it there
-        except (OSError, RuntimeError, tarfile.TarError) as error:
-            raise Problem(
-                f"could not download PASCAL VOC {year} ({error}): try again, or unpack its VOCdevkit into {target} by hand"
-            ) from None
-        finally:
-            tarfile.TarFile.extraction_filter = before
-        for archive in tmp.glob("*.tar"):
-            archive.unlink()
-        os.rename(tmp, target)
-        os.mkdir(tmp)  # for its own removal
+    archive, remedy = Archive(listed["url"], listed["md5"]), f"unpack its VOCdevkit into {target} by hand"
+    with download.fetched(archive, f"PASCAL VOC {year}", root / f"voc{year}.part", remedy) as path:
+        download.unpack(path, path.parent / "unpacked")
+        os.rename(path.parent / "unpacked", target)
     return target

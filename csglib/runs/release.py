@@ -8,12 +8,13 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path, PurePosixPath
 
 from csglib import runs
-from csglib.data.download import beside, stream
+from csglib.data.download import Archive, fetched
 from csglib.errors import Problem
 from csglib.files import MIB
 from csglib.paths import ROOT
@@ -50,14 +51,16 @@ def get_runs(folder: Path | None = None, url: str | None = None) -> tuple[int, i
             "the address of the repository is not known to this copy: clone the repository, which holds the runs in data/runs"
         )
     url = url or f"{repository()}/archive/HEAD.tar.gz"
-    remedy = "try again, or clone the repository, which holds the runs in data/runs"
-    with beside(folder) as tmp:
+    remedy = "clone the repository, which holds the runs in data/runs"
+    with fetched(Archive(url), "the runs", folder / "runs.part", remedy) as path:
+        target = path.parent / "unpacked"
+        target.mkdir()
         try:
-            with stream(url, "runs") as source:
-                unpack_runs(source, tmp)
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise Problem(f"could not fetch the runs from {url} ({error}): {remedy}") from None
-        found = sorted(tmp.iterdir())
+            with path.open("rb") as packed:
+                unpack_runs(packed, target)
+        except (EOFError, zlib.error, tarfile.TarError) as error:
+            raise Problem(f"the runs from {url} cannot be unpacked ({error}): try again, or {remedy}") from None
+        found = sorted(target.iterdir())
         if not found:
             raise Problem(f"{url} holds no run under data/runs: {remedy}")
         new = [p for p in found if not (folder / p.name).exists()]

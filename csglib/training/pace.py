@@ -17,7 +17,12 @@ from csglib.runs.inference import read_out
 from csglib.training.loop import keep_memory, loop_of
 from csglib.training.trainer import build, optimisers_of
 
-KNOWN = {"cifar10": (50_000, 10_000, 32, 10), "cifar10-mini": (2_000, 1_000, 32, 10)}  # so that none is read for its size
+KNOWN = {  # so that none is read for its size
+    "cifar10": (50_000, 10_000, 32, 10),
+    "cifar10-mini": (2_000, 1_000, 32, 10),
+    "cifar100": (50_000, 10_000, 32, 100),
+    "stl10": (5_000, 8_000, 96, 10),
+}
 STEPS = {"cpu": 2, "cuda": 20}  # measured after as many that warm up
 
 
