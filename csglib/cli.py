@@ -92,7 +92,7 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
         print(f"runs: {new} fetched, {old} were here (in {PUBLISHED})")
         return
     from csglib.data import DATASETS, load, own, refuse
-    from csglib.data.released import RELEASES, Binary, get
+    from csglib.data.released import RELEASES, Binary, get, verify
     from csglib.data.voc import get_voc
     from csglib.paths import folder
 
@@ -100,20 +100,22 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     if action == "get" and dataset in years:
         print(f"{dataset}: photographs in {get_voc(years[dataset])}")
         return
-    if action == "get" and dataset in RELEASES:
-        place, terms = get(dataset), RELEASES[dataset].terms
-        if not isinstance(RELEASES[dataset], Binary):
-            print(f"{dataset}: pictures in {place}; {terms}")
-            return
-    elif not own(dataset) and dataset not in DATASETS:
-        refuse(dataset, *([*RELEASES, *years] if action == "get" else ()))
+    release = RELEASES.get(dataset)
+    if not release and not own(dataset) and dataset not in DATASETS:
+        refuse(dataset, *RELEASES, *(years if action == "get" else ()))
+    if action == "get" and release:
+        get(dataset)
+    terms = f"; {release.terms}" if action == "get" and release else ""
+    if release and not isinstance(release, Binary) and (action == "get" or dataset not in DATASETS):
+        verify(dataset)
+        print(f"{dataset}: all of its parts are in {folder() / release.folder}{terms}")
+        return
     with warnings.catch_warnings(action="ignore"):  # the report is printed
         found = load(dataset)
     told = ", as released" if dataset in DATASETS else ""
     many = f", of {listed(found.classes)}" if own(dataset) or len(found.classes) > 10 else ""
-    place = f" (in {folder()})" if dataset in RELEASES else ""
+    place = f" (in {folder()})" if release else ""
     report = f"; {found.report}" if found.report else ""
-    terms = f"; {RELEASES[dataset].terms}" if action == "get" and dataset in RELEASES else ""
     print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{many}{told}{place}{report}{terms}")
 
 

@@ -242,6 +242,13 @@ def test_a_mask_of_another_size_is_refused(voc):
         objects.read_voc(voc, "train", classes=("bird",))
 
 
+def test_the_folder_of_voc_2011_lies_deeper(voc):
+    deeper = voc / "voc2011" / "TrainVal"
+    deeper.mkdir(parents=True)
+    shutil.move(voc / "VOCdevkit", deeper)
+    assert len(objects.read_voc(voc / "voc2011", "train", classes=("bird",))) == 2
+
+
 # Download
 
 

@@ -332,9 +332,8 @@ def test_the_command_gets_verifies_and_names_no_hundred_classes(offered, csglib,
 def test_the_command_gets_tiny_imagenet(offered, csglib, tmp_path):
     offered("tiny-imagenet")
     code, out, _ = csglib("data", "get", "tiny-imagenet")
-    assert code == 0 and out.startswith(
-        f"tiny-imagenet: pictures in {tmp_path / 'raw' / 'tiny-imagenet-200'}; its pictures are"
-    )
+    told = f"tiny-imagenet: all of its parts are in {tmp_path / 'raw' / 'tiny-imagenet-200'}"
+    assert (code, out) == (0, f"{told}; {released.TINY.terms}\n")
 
 
 def test_an_unknown_name_is_refused_with_what_can_be_had(csglib):

@@ -42,8 +42,12 @@ class Annotation:
 
 
 def voc_folder(root: Path) -> Path:
-    """The folder itself, or the only one of VOC's layout in its VOCdevkit."""
-    found = [p for p in (root, *sorted(root.glob("VOCdevkit/*"))) if (p / "Annotations").is_dir()]
+    """The folder itself, or the only one of VOC's layout in its VOCdevkit, which VOC 2011 has in TrainVal."""
+    found = [
+        p
+        for p in (root, *sorted(root.glob("VOCdevkit/*")), *sorted(root.glob("TrainVal/VOCdevkit/*")))
+        if (p / "Annotations").is_dir()
+    ]
     if len(found) != 1:
         there = ", ".join(p.name for p in found) or "none"
         raise Problem(f"{root} should hold one folder with JPEGImages, Annotations and ImageSets, and has {there}: name it")
