@@ -8,12 +8,16 @@ import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from csglib import Problem
 from csglib.data import download
@@ -45,6 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(whole) - start))
         self.end_headers()
         self.wfile.write(whole[start:][: place.breaks.pop(0) if place.breaks else None])
+        place.open.wait(60)
 
     def log_message(self, *_):
         pass
@@ -56,8 +61,11 @@ def place(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.0)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         vars(server).update(content=BYTES, ranges=True, length=True, breaks=[], asked=[], status=0, shift=0)
+        server.open = threading.Event()  # until then a connection stays open when all is sent
+        server.open.set()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
+        server.open.set()
         server.shutdown()
 
 
@@ -127,6 +135,35 @@ def test_a_call_that_was_stopped_goes_on_too_and_its_litter_goes(place, get, tmp
     (tmp_path / "set.part" / "set.tar.gz").write_bytes(BYTES[:1000])
     assert get() == BYTES
     assert place.asked == ["bytes=1000-"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from csglib.data.download import Archive, fetched
+url, digest, folder = sys.argv[1:]
+with fetched(Archive(url, digest), "The set", Path(folder), "") as path:
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_what_came_to_the_next(place, get, tmp_path):
+    place.content, place.breaks = BYTES * 20, [3_500_000]
+    place.open.clear()
+    url, digest = f"http://127.0.0.1:{place.server_port}/set.tar.gz", hashlib.md5(place.content).hexdigest()
+    child = subprocess.Popen([sys.executable, "-c", KILLED, url, digest, tmp_path / "set.part"], cwd=ROOT)
+    try:
+        until = time.monotonic() + 60
+        while here(tmp_path) != {"set.part/set.tar.gz": 3 << 20} and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.wait()
+    place.open.set()
+    place.asked = []
+    assert get(digest=digest, size=len(place.content)) == place.content
+    assert place.asked == [f"bytes={3 << 20}-"]
 
 
 def test_ctrl_c_keeps_what_came(place, get, tmp_path, monkeypatch):
