@@ -12,7 +12,7 @@ from sklearn.feature_selection import mutual_info_classif
 
 from csglib import Problem
 from csglib.analysis import information
-from csglib.analysis.information import entropy, mutual_information
+from csglib.analysis.information import balanced_information, drawn, entropy, mutual_information
 
 FORMS = ["sweep", "search"]  # two pointers compiled by numba; torch alone
 
@@ -203,3 +203,84 @@ def test_what_is_no_row_and_label_for_each_sample_is_refused(features, labels, s
 def test_no_neighbours_cannot_be():
     with pytest.raises(Problem, match="0 neighbours"):
         mutual_information(torch.rand(9, 1), torch.arange(9) % 2, 2, k=0)
+
+
+def many(classes: int = 300, each: int = 10, filters: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Many classes of few images: normal features without ties, each shifted on one class, and eighths of them after a ReLU."""
+    rng = np.random.default_rng(11)
+    y = rng.permutation(np.arange(classes * each) % classes)
+    x = rng.normal(size=(len(y), filters)) + 2 * (y[:, None] == np.arange(filters))
+    return torch.from_numpy(np.concatenate([x, np.maximum(np.round(8 * x) / 8, 0)], 1)), torch.from_numpy(y)
+
+
+def test_many_classes_of_few_images_are_those_of_the_search_and_of_scikit_learn(monkeypatch):
+    x, y = many()
+    estimate = mutual_information(x, y, 300)
+    monkeypatch.setattr(information, "sweep", None)
+    assert (estimate - mutual_information(x, y, 300)).abs().max() < 1e-12
+    for c, f in [(0, 0), (1, 1), (17, 2), (299, 3)]:  # ten images each: below eight scikit-learn's distances are rounded
+        oracle = mutual_info_classif(x[:, [f]].numpy(), y.numpy() == c, random_state=0)[0]
+        assert estimate[c, f].item() == pytest.approx(oracle, abs=1e-6)
+    assert estimate[:, :4].max() > 0.003
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples(), st.integers(0, 3))
+def test_balanced_information_is_the_slow_twins_on_the_samples_drawn(sample, seed):
+    values, labels = sample
+    x, y = torch.tensor(values, dtype=torch.float64)[:, None], torch.tensor(labels)
+    estimate = balanced_information(x, y, 4, seed=seed)[:, 0].tolist()
+    for c, group in enumerate(drawn(y, 4, seed)):
+        expected = twin([values[i] for i in group], [labels[i] == c for i in group])
+        assert estimate[c] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (9, 2, 1), (20, 3, 4), (6, 0, 6), (7, 0, 0)])
+def test_of_each_class_as_many_samples_are_drawn_as_of_the_others(sizes):
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    N = len(labels)
+    for c, group in enumerate(drawn(labels, 3, seed=1)):
+        n = min(sizes[c], N - sizes[c])
+        assert len(group) == len(set(group.tolist())) == 2 * n
+        assert (labels[group[:n]] == c).all() and (labels[group[n:]] != c).all()
+
+
+def test_with_classes_of_one_size_hardly_a_sample_is_drawn_as_another_twice():
+    labels = torch.arange(600) % 60
+    others = torch.cat([group[10:] for group in drawn(labels, 60, seed=0)])
+    assert len(others) == 600 and torch.bincount(others).max() <= 3 and len(set(others.tolist())) > 500
+
+
+def test_a_filter_that_tells_a_class_perfectly_has_ln_2_however_many_classes_there_are():
+    for classes, each in [(2, 50), (10, 20), (200, 5)]:
+        y = torch.arange(classes * each) % classes
+        x = torch.rand(len(y), 1, dtype=torch.float64) + 10 * (y == 1)[:, None]
+        told = balanced_information(x, y, classes)[1, 0].item()
+        assert told == pytest.approx(digamma(2 * each) - digamma(each), abs=1e-12)  # the estimator's bias: ln 2 + 1 / (4 n)
+        assert math.log(2) < told < math.log(2) + 0.3 / each
+
+
+def test_one_image_of_a_class_tells_nothing_of_it_two_do():
+    y = torch.tensor([0, 1, 1, 2, 2, 2, 2])
+    x = torch.tensor([0.0, 10.0, 11.0, 1.0, 2.0, 3.0, 4.0])[:, None]
+    assert balanced_information(x, y, 4)[:, 0].tolist()[::3] == [0, 0]
+    assert balanced_information(x, y, 4)[1, 0].item() == pytest.approx(digamma(4) - digamma(2))
+
+
+def test_the_seed_decides_the_draw():
+    x, y = (torch.from_numpy(t) for t in blobs(6, 300))
+    first = balanced_information(x, y, 4, seed=3)
+    assert torch.equal(first, balanced_information(x, y, 4, seed=3))
+    assert not torch.equal(first, balanced_information(x, y, 4, seed=4))
+    state = torch.get_rng_state()
+    balanced_information(x, y, 4)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_constant_filter_has_no_balanced_information_and_bad_input_is_refused():
+    x, y = torch.full((20, 1), 0.5), torch.arange(20) % 2
+    assert (balanced_information(x, y, 2) == 0).all()
+    with pytest.raises(Problem, match="0 neighbours"):
+        balanced_information(x, y, 2, k=0)
+    with pytest.raises(Problem, match="labels run from 0 to 1, and 1 classes"):
+        balanced_information(x, y, 1)

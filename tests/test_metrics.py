@@ -107,6 +107,17 @@ def test_noise_scores_about_its_null():
     assert metrics.mis(features, labels, 10) == pytest.approx(metrics.mis_null(features, labels, 10), abs=0.006)
 
 
+def test_with_more_than_ten_classes_the_balanced_score_and_its_null_stand_beside():
+    labels = torch.arange(440) % 11
+    features = torch.rand(440, 11, generator=torch.Generator().manual_seed(0)) + 10 * torch.eye(11)[labels]
+    r = Readout(features, labels, torch.eye(11), torch.zeros(11))
+    values = metrics.evaluate(r)
+    assert values["mis_balanced"] == metrics.mis_balanced(features, labels, 11) == pytest.approx(math.log(2), abs=0.01)
+    assert values["mis_balanced_null"] == metrics.mis_balanced_null(features, labels, 11)
+    assert 0.01 < values["mis_balanced_null"] < 0.25 and values["mis_null"] < 0.06 < values["mis_balanced_null"]
+    assert not {"mis_balanced", "mis_balanced_null"} & set(metrics.evaluate(HAND))
+
+
 def test_the_normalised_score_is_a_share_of_the_entropy_of_one_class_in_c():
     features, labels = separated()
     readout = Readout(features, labels, torch.zeros(4, 5), torch.zeros(4))

@@ -3,7 +3,9 @@
 Source: Ross, PLoS ONE 9(2), 2014, e87357; scikit-learn's `mutual_info_classif`, which the paper's code calls, is the same
 estimator for one feature at a time.  In one dimension sorting replaces the search tree: on a processor each class then costs
 no more than its own samples (sweep.py); on a GPU, or without numba, torch searches for all samples of one class after another.
-TIMES
+Both are exact on float32 features, whose differences float64 holds.  On two cores 10,000 samples of 64 filters and 10 classes
+take 0.11 s, by torch's search 1.5 s, by scikit-learn's loop 13.7 s; 50,000 samples of 512 filters and 1,000 classes, ImageNet's
+size, take 4.2 s and by torch's search half an hour.
 """
 
 import math
@@ -40,7 +42,11 @@ def mutual_information(
     A class with fewer than two samples, or all of them, has information 0, and so has a constant filter, exactly.
 
     The estimate of a filter that tells a class perfectly exceeds the class's entropy H(p) by up to 1.5 / N: this bias is the
-    published estimator's.
+    published estimator's.  With few samples a class it sees little else: the largest of many classes' estimates is then high
+    by chance, so read it beside that of shuffled labels.  The book's page on the gate and mutual information shows how high.
+
+    Filters are taken in blocks, so that beside the features it needs less than 200 MB, and for every million pairs of a class
+    and a filter 60 MB more; measured at ImageNet's size, 171 MB in all.
 
     Args:
         features: One row per sample, one column per filter.
@@ -55,8 +61,7 @@ def mutual_information(
         Problem: For features that are not finite, and for labels that are not one per row, whole numbers in their range.
     """
     check_samples(features, labels, num_classes)
-    if k < 1:
-        raise Problem(f"{k} neighbours cannot be: use 3, as the paper's code does")
+    check_neighbours(k)
     N, K = features.shape
     psi = digamma_table(N, features.device)
     sizes = torch.bincount(labels, minlength=num_classes)[:num_classes]
@@ -81,6 +86,64 @@ def mutual_information(
     return torch.where(told, information, 0).clamp(min=0)
 
 
+def balanced_information(
+    features: Float[Tensor, "N K"], labels: Int[Tensor, " N"], num_classes: int, k: int = 3, seed: int = 0
+) -> Float[Tensor, "C K"]:
+    """`mutual_information` of every filter and class where half of the samples are of the class.
+
+    For each class all its n samples and n of the others; of a class that has more than half of the samples as many as there
+    are others.  The others of one class after another stand one behind the other in an order shuffled by the seed, so that with
+    classes of equal size each sample is drawn about once.  A perfect filter then has ln 2 nats, however many classes there are.
+
+    Args:
+        features: One row per sample, one column per filter.
+        labels: From 0 to num_classes - 1.
+        num_classes: C, of which some may have no sample.
+        k: As in `mutual_information`.
+        seed: Of the samples drawn.
+
+    Returns:
+        Nats, float64, never below 0; 0 for a class with fewer than two samples inside or outside.
+
+    Raises:
+        Problem: As `mutual_information`.
+    """
+    check_samples(features, labels, num_classes)
+    check_neighbours(k)
+    N, K = features.shape
+    groups = drawn(labels, num_classes, seed)
+    found = torch.zeros(num_classes, K, dtype=torch.float64, device=features.device)
+    with progress(num_classes * K, "pair", 2 * N * K) as bar:
+        if sweep is None or features.device.type != "cpu":
+            for c, group in enumerate(groups):
+                if len(group):
+                    own = torch.arange(len(group), device=labels.device) < len(group) // 2
+                    found[c] = mutual_information(features[group], own.long(), 2, k)[1]
+                bar.update(K)
+            return found
+        sizes, psi = torch.tensor([len(group) // 2 for group in groups]), digamma_table(N, features.device)
+        for part in torch.arange(K).split(max(1, 2**21 // N)):
+            x = features[:, part].double().T.contiguous()
+            values = sweep.balanced(x.numpy(), torch.cat(groups).numpy(), sizes.numpy(), k, psi.numpy(), get_num_threads())
+            for f, of_classes in zip(part, values, strict=True):
+                found[:, f] = torch.from_numpy(of_classes)
+                bar.update(num_classes)
+    return found
+
+
+def drawn(labels: Int[Tensor, " N"], num_classes: int, seed: int) -> list[Int[Tensor, " n"]]:
+    """For each class which samples `balanced_information` takes: those of the class, then as many others."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    start, groups = 0, []
+    for c in range(num_classes):
+        turned = order.roll(-start)
+        own = labels[turned] == c
+        n = min(int(own.sum()), len(labels) - int(own.sum()))
+        groups.append(torch.cat((turned[own][:n], turned[~own][:n])))
+        start += n
+    return groups
+
+
 def progress(total: int, unit: str, steps: int) -> tqdm:
     """A bar, for what takes more than a few seconds; none where TQDM_DISABLE is set."""
     hidden = steps < SHORT or bool(os.environ.get("TQDM_DISABLE"))  # tqdm reads it in a terminal, not in a notebook
@@ -102,6 +165,11 @@ def check_samples(features: Tensor, labels: Tensor, num_classes: int) -> None:
             f"{num_classes - 1}: number the classes from 0, or say how many there are"
         )
     check_finite("features", features)
+
+
+def check_neighbours(k: int) -> None:
+    if k < 1:
+        raise Problem(f"{k} neighbours cannot be: use 3, as the paper's code does")
 
 
 def class_terms(x: Float[Tensor, "K N"], member: Bool[Tensor, "K N"], n: int, k: int, psi: Tensor) -> Float[Tensor, " K"]:

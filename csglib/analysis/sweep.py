@@ -51,6 +51,40 @@ def of_filter(x, y, sizes, k, psi):
     return out
 
 
+def balanced(
+    x: Float[np.ndarray, "K N"],
+    drawn: Int[np.ndarray, " M"],
+    sizes: Int[np.ndarray, " C"],
+    k: int,
+    psi: Float[np.ndarray, " N1"],
+    threads: int,
+) -> Iterator[Float[np.ndarray, " C"]]:
+    """Filter after filter, the information about each class among samples of its own.
+
+    `drawn` has them class after class, sizes[c] of the class and then as many others; a filter need not be sorted.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lambda f: of_drawn(x[f], drawn, sizes, k, psi), range(len(x)))
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def of_drawn(x, drawn, sizes, k, psi):
+    out = np.zeros(len(sizes))
+    first = 0
+    for c in range(len(sizes)):
+        n = sizes[c]
+        v = x[drawn[first : first + 2 * n]]
+        order = np.argsort(v)
+        v = v[order]
+        if n >= 2 and v[0] < v[-1]:
+            members, near = np.flatnonzero(order < n), min(k, n - 1)
+            total = inside(v, members, near, psi) + outside(v, members, near, psi)
+            out[c] = max(0.0, psi[2 * n] - psi[n] + total / (2 * n))
+        first += 2 * n
+    return out
+
+
 @numba.njit(nogil=True, cache=True)
 @no_type_check
 def inside(x, members, k, psi):
@@ -157,7 +191,7 @@ def end_of_run(x, members, t):
 @numba.njit(nogil=True, cache=True)
 @no_type_check
 def count(x, members, start, stop, low, high, d):
-    """How many samples lie in the open ball, or equal its centre if d = 0; of the members these are the start-th to the stop-th.
+    """How many samples lie in the open ball, or equal its centre if d = 0; of them members are the start-th to the stop-th.
 
     So its ends are looked for between two members on each side.
     """

@@ -55,10 +55,12 @@ PROVENANCE = record(
     optional=("side_by_side",),
     rest=PLAIN,
 )
+BALANCED = ("mis_balanced", "mis_balanced_null")  # with more than ten classes
 METRICS = record(
     {name: SHARE for name in ("accuracy", "l1_density", "sharpness", "acc1", "acc2", "acc3", "null_normalised")}
-    | dict.fromkeys(("mis", "mis_null", "mis_normalised"), COUNT),  # of old runs the last may exceed 1
-    optional=("sharpness", "null_normalised"),
+    | dict.fromkeys(("mis", "mis_null", "mis_normalised"), COUNT)  # of old runs the last may exceed 1
+    | dict.fromkeys(BALANCED, COUNT),
+    optional=("sharpness", "null_normalised", *BALANCED),
     rest={"type": ["number", "null"]},
 )
 ROW = record(
