@@ -49,6 +49,7 @@ NUMBERS = {
     "detection": ("*", "attacks", "pgd", "errors", "500", 0),
     "localisation": ("*", "crops", "wide", "cam", "iou"),
     "animals-trials": ("trials", 0, "accuracy"),
+    "few-images": ("rows", 0, "null"),
     "first-verdicts": ("claims", 0, "values", 0, 0),
     "label-leak": ("trainings", 0, "rows", "label"),
     "scaling": ("steps", 0, "csg_ratio"),

@@ -24,6 +24,7 @@ TOOLS = {
     "detection": "tools/detection.py",
     "localisation": "tools/localisation.py",
     "label-leak": "tools/label_leak.py",
+    "few-images": "tools/few_images.py",
     "first-verdicts": "tools/first_verdicts.py",
     "animals-trials": "tools/trials.py FOLDER",
     "scaling": "tools/scaling.py measure",

@@ -110,3 +110,13 @@ MEASURED["label-leak"] = sealed(
     {"classes": WHOLE, "trainings": {"type": "array", "items": RELABELLED, "minItems": 1}, "seconds": COUNT}
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
+SIMULATED = record(  # tools/few_images.py: three kinds of filters, with so many images in each of so many classes
+    {"metric": {"enum": ["mis", "mis_balanced"]}, "classes": WHOLE, "images": WHOLE}
+    | dict.fromkeys(("null", "shifted", "perfect", "truth"), COUNT)
+    | {"bound": POSITIVE},
+    rest=False,
+)
+MEASURED["few-images"] = sealed(
+    {"rows": {"type": "array", "items": SIMULATED, "minItems": 1}, "filters": WHOLE, "shift": POSITIVE, "seconds": COUNT}
+    | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
+)
