@@ -73,7 +73,7 @@ print([c["ours"] for c in verdicts.of_page("what-matters", of) if c["id"] == "mo
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A copy that both pages have changed, and what it prints when both are put to use: in one process, which imports torch once."""
+    """A copy that both pages have changed, and what it prints when both are put to use, in one process."""
     root = tmp_path_factory.mktemp("followed") / "copy"
     for name in COPIED:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
