@@ -79,7 +79,7 @@ def test_where_process_0_refuses_all_stop_at_once_with_its_sentence(tmp_path):
     (tmp_path / "out" / "precious").write_text("")
     done = torchrun(trainings.__file__, str(tmp_path / "out"))
     assert done.returncode != 0
-    assert done.stderr.count("csglib.errors.Problem: " + str(tmp_path / "out") + " exists and is not a run") == 2
+    assert done.stderr.count("csglib.errors.Occupied: " + str(tmp_path / "out") + " exists and is not a run") == 2
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "precious"]
 
 

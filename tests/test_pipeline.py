@@ -23,6 +23,7 @@ from csgbook import claims
 from csglib import files, paths, runs
 from csglib.paths import PUBLISHED
 from csglib.recipe import Recipe
+from csglib.training import trainer
 
 sys.path.insert(0, str(ROOT / "tools" / "ext"))
 import content_policy  # noqa: E402
@@ -132,7 +133,7 @@ def same_as_uninterrupted(root: Path) -> None:
             assert path.read_bytes() == (root / "build" / path.relative_to(root / "whole")).read_bytes(), path
 
 
-def test_a_pipeline_killed_while_it_trains_goes_on_from_the_checkpoint_and_ends_as_an_uninterrupted_one(copied):
+def test_a_pipeline_killed_while_it_trains_goes_on_from_the_checkpoint_and_ends_as_an_uninterrupted_one(copied, tmp_path):
     targets, build = ["build/smoke/results.json"], copied / "build"
     with start(copied, *targets, "--config", "profile=smoke", "build=build") as process:
         while not (saved := list(build.glob("runs/*.part/checkpoint.safetensors"))) and process.poll() is None:
@@ -144,9 +145,14 @@ def test_a_pipeline_killed_while_it_trains_goes_on_from_the_checkpoint_and_ends_
         history = json.loads(f.metadata()["history"])
     code, out = finish(copied, *targets, "--config", "profile=smoke", "build=build")
     assert code == 0, out[-3000:]
-    assert len(history) == 1 and runs.read(saved[0].parent.with_suffix("")).history[0] == history[0]  # with its seconds
-    whole_pipeline(copied, targets)
-    same_as_uninterrupted(copied)
+    ended = runs.read(saved[0].parent.with_suffix(""))
+    assert len(history) == 1 and ended.history[0] == history[0]  # with its seconds
+    whole = trainer.train(Recipe(**SMOKE, method="standard"), tmp_path / "whole", "cpu")
+    for name in ("model.safetensors", "readout.safetensors", "metrics.json"):
+        assert (ended.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    left = {path for path in tree(build) if not path.startswith("runs/")}
+    assert left == {"smoke/results.json"} and [p.name for p in (build / "runs").iterdir()] == [ended.recipe.name]
+    published_whole(build, [])
 
 
 @pytest.mark.long
@@ -168,7 +174,7 @@ def execute(copied: Path, out: str) -> str:
 
 def test_bad_input_found_by_a_page_is_told_in_one_sentence_with_its_name(copied):
     page = notebook("table1")
-    page.cells[-1].source = "from csglib import Problem\nraise Problem('no such run: train it')"
+    page.cells[-1].source = "from csglib.errors import Missing\nraise Missing('no such run: train it')"
     nbformat.write(page, copied / "book/table1.ipynb")
     assert execute(copied, "build/quick/table1.ipynb") == "csglib: table1: no such run: train it"
     assert not (copied / "build/quick/table1.ipynb").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csglib.errors import Problem
+from csglib.errors import Damaged
 from csglib.files import KIB, MIB
 
 LIMITS = {  # bytes, so that none takes 2 GB when it is opened; a ResNet-20 on CIFAR-10 has 0.5 MiB of weights, 1.3 of readout
@@ -95,17 +95,17 @@ def check_readout(stored: dict[str, Tensor], source: Path, remedy: str) -> dict[
         if name not in stored:
             if name in optional:
                 continue
-            raise Problem(f"{source} has no {name}: {remedy}")
+            raise Damaged(f"{source} has no {name}: {remedy}")
         t = stored[name]
         if t.dtype != dtype or t.ndim != len(letters) or t.numel() == 0:
-            raise Problem(f"{source}: {name} should be {dtype} of shape {letters}, not {t.dtype} {tuple(t.shape)}: {remedy}")
+            raise Damaged(f"{source}: {name} should be {dtype} of shape {letters}, not {t.dtype} {tuple(t.shape)}: {remedy}")
         for letter, n in zip(letters, t.shape, strict=True):
             if sizes.setdefault(letter, n) != n:
-                raise Problem(f"{source}: {name} has {letter} = {n} where other tensors have {sizes[letter]}: {remedy}")
+                raise Damaged(f"{source}: {name} has {letter} = {n} where other tensors have {sizes[letter]}: {remedy}")
         if t.is_floating_point() and not t.isfinite().all():
-            raise Problem(f"{source}: {name} holds what is no number: {remedy}")
+            raise Damaged(f"{source}: {name} holds what is no number: {remedy}")
     if extra := sorted(set(stored) - set(READOUT)):
-        raise Problem(f"{source} has an unknown tensor {extra[0]!r}: {remedy}")
+        raise Damaged(f"{source} has an unknown tensor {extra[0]!r}: {remedy}")
     if not 0 <= int(stored["labels"].min()) <= int(stored["labels"].max()) < sizes["C"]:
-        raise Problem(f"{source} has labels outside of its {sizes['C']} classes: {remedy}")
+        raise Damaged(f"{source} has labels outside of its {sizes['C']} classes: {remedy}")
     return stored

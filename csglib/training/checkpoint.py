@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from csglib import files
-from csglib.errors import Problem
+from csglib.errors import Damaged, Problem
 
 
 class Checkpoint:
@@ -57,7 +57,7 @@ class Checkpoint:
             for m, module in self.modules().items():
                 module.load_state_dict({k.removeprefix(m + "."): v for k, v in tensors.items() if k.startswith(m + ".")})
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise Problem(
+            raise Damaged(
                 f"{self.path} is damaged ({files.short(str(error))}): remove {self.path.parent} and train anew"
             ) from None
         if told.get("data", self.data) != self.data:

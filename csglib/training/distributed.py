@@ -80,7 +80,7 @@ def first(do: Callable[[], Any]) -> Any:
         try:
             box = [do()]
         except Problem as problem:
-            box = [Problem(str(problem))]
+            box = [type(problem)(str(problem))]
     dist.broadcast_object_list(box, 0, talk)
     if isinstance(box[0], Problem):
         raise box[0]
