@@ -42,6 +42,7 @@ def read_json(path: Path, remedy: str, schema: dict | None = None, limit: int = 
 
 
 def read_text(path: Path, remedy: str, limit: int = 16 * MIB) -> str:
+    """UTF-8 text of at most `limit` bytes.  Raises Missing or Damaged, with the remedy, where there is none."""
     check_size(path, limit, remedy)
     try:
         return path.read_bytes().decode()
@@ -50,6 +51,7 @@ def read_text(path: Path, remedy: str, limit: int = 16 * MIB) -> str:
 
 
 def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None) -> dict:
+    """A JSON object out of a text, as `read_json` reads one; `source` is what a sentence names."""
     try:
         value = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole) if schema else json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -73,6 +75,7 @@ def validator(schema: str) -> Callable[[Any], Any]:
 
 
 def refuse(constant: str) -> None:
+    """Raises ValueError, for json's hooks."""
     raise ValueError(f"{short(constant, 20)} is no number to be expected")
 
 
@@ -95,6 +98,7 @@ def short(text: str, most: int = 120) -> str:
 
 
 def read_tensors(path: Path, remedy: str, limit: int) -> dict[str, Tensor]:
+    """All tensors of a safetensors file of at most `limit` bytes.  Raises Missing or Damaged, with the remedy."""
     check_size(path, limit, remedy)
     try:
         return load(path.read_bytes())
@@ -201,6 +205,7 @@ def lock(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's `lock` for the block."""
     fd = lock(folder)
     try:
         yield

@@ -44,6 +44,7 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict]:
+        """A row an epoch, as schema.ROW has it: path, learning rate, losses and accuracies, seconds."""
         path = self.path / "history.jsonl"
         return [parse_json(line, path, AGAIN, schema.ROW) for line in read_text(path, AGAIN).splitlines()]
 
@@ -68,6 +69,7 @@ class Run:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
+        """By their names in the network, in float32.  Raises Damaged where one is not finite."""
         path = self.path / "model.safetensors"
         stored = read_tensors(path, AGAIN, schema.LIMITS[path.name])
         if bad := [name for name, t in stored.items() if not t.isfinite().all()]:
@@ -159,7 +161,7 @@ def finish(out: Path, history: list[dict], weights: dict[str, Tensor], readout: 
 def publish(out: Path) -> None:
     """Verify a `.part` folder that has its provenance, leave nothing but the run in it, and give it its name in one step."""
     folder = part(out)
-    read(folder)
+    _ = read(folder).history  # each file against its schema, and each row of the history
     for path in folder.iterdir():
         if path.name not in (*FILES, "provenance.json"):
             path.unlink()
@@ -168,6 +170,7 @@ def publish(out: Path) -> None:
 
 
 def dump(value: dict) -> str:
+    """JSON as run folders hold it."""
     return json.dumps(value, indent=2) + "\n"
 
 

@@ -73,6 +73,7 @@ def from_pretrained(name: Path | str) -> tuple[Split, Float[Tensor, "C K"] | Non
 
 
 def downloaded(name: str) -> Path:
+    """The folder of a network fetched from the hub.  Raises Problem where that fails."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from csglib.errors import Damaged
 from csglib.files import KIB, MIB
+from csglib.methods import PATHS
+from csglib.readout import SHAPES
 
 LIMITS = {  # bytes, so that none takes 2 GB when it is opened; a ResNet-20 on CIFAR-10 has 0.5 MiB of weights, 1.3 of readout
     "recipe.json": 64 * KIB,
@@ -28,6 +30,7 @@ DIRTY = {"type": ["boolean", "null"]}
 
 
 def record(properties: dict, optional: tuple[str, ...] = (), rest: dict | bool = True) -> dict:
+    """The schema of an object with these properties; `rest` is what others may be."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": rest}
 
@@ -64,7 +67,7 @@ METRICS = record(
 ROW = record(
     {
         "epoch": {"type": "integer", "minimum": 0},
-        "path": {"enum": ["standard", "gated", "joint", "skipped"]},
+        "path": {"enum": [*PATHS]},
         "seconds": COUNT,
         "commit": COMMIT,
     },
@@ -72,16 +75,9 @@ ROW = record(
     rest={"type": ["number", "null"]},
 )
 
-READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
-    "features": (torch.uint16, "NK"),  # or float32, without the two that follow
-    "low": (torch.float32, "K"),
-    "span": (torch.float32, "K"),
-    "labels": (torch.int16, "N"),
-    "weight": (torch.float32, "CK"),
-    "bias": (torch.float32, "C"),
-    "gate": (torch.float32, "CK"),
-    "gates": (torch.float32, "TCK"),
-}
+STORED = {"features": torch.uint16, "labels": torch.int16}  # all else is float32; so may features be, without low and span
+READOUT = {name: (STORED.get(name, torch.float32), shape) for name, shape in SHAPES.items()}
+READOUT |= dict.fromkeys(("low", "span"), (torch.float32, SHAPES["features"][1:]))  # of features in 16 bits, a filter each
 
 
 def check_readout(stored: dict[str, Tensor], source: Path, remedy: str) -> dict[str, Tensor]:
@@ -89,7 +85,7 @@ def check_readout(stored: dict[str, Tensor], source: Path, remedy: str) -> dict[
     sizes: dict[str, int] = {}
     expected, optional = dict(READOUT), ["gate", "gates"]
     if "features" in stored and stored["features"].dtype == torch.float32 and not {"low", "span"} & set(stored):
-        expected |= {"features": (torch.float32, "NK")}
+        expected |= {"features": (torch.float32, SHAPES["features"])}
         optional += ["low", "span"]
     for name, (dtype, letters) in expected.items():
         if name not in stored:

@@ -45,6 +45,7 @@ def verify(run: Run) -> str:
 
 
 def check_history(run: Run) -> None:
+    """Raises Damaged where history.jsonl is not the recipe's training, epoch by epoch."""
     path = run.path / "history.jsonl"
     if len(run.history) != run.recipe.epochs or any(row["epoch"] != i for i, row in enumerate(run.history)):
         raise Damaged(f"{path} does not tell the {run.recipe.epochs} epochs of the recipe, one by one: {AGAIN}")
@@ -97,6 +98,7 @@ def images_of(run: Run) -> tuple[Images, Int[Tensor, " n"]] | str:
 
 
 def check_readout(run: Run, images: Images, place: Int[Tensor, " n"]) -> None:
+    """Raises Damaged where a readout made anew from the weights differs by more than rounding, or has other labels."""
     path, stored = run.path / "readout.safetensors", run.readout
     if int(place.max()) >= len(stored.labels) or not torch.equal(stored.labels[place], images.labels):
         raise Damaged(f"{path} has other labels than the images of {run.recipe.dataset}: {AGAIN}")
