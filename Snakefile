@@ -112,7 +112,8 @@ rule notebook:
         f"{DONE}/{{page}}.ipynb",
     wildcard_constraints:
         page="[A-Za-z0-9-]+",
-    threads: lambda wildcards: 1 if experiments.recipes(wildcards.page, PROFILE, RUNS) else 64  # the live page trains: all there are
+    # A live page trains: all there are
+    threads: lambda wildcards: 1 if PROFILE == "smoke" or experiments.recipes(wildcards.page, PROFILE, RUNS) else 64
     params:
         values=lambda wildcards: json.dumps(PARAMETERS[wildcards.page]),
     shell:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from csglib.errors import Problem
+from csglib.errors import Busy, Damaged, Missing, Problem
 
 try:
     import fastjsonschema  # beside Jupyter's extras importing jsonschema itself takes 2 s, half of a command's start
@@ -31,9 +31,9 @@ KIB, MIB = 1 << 10, 1 << 20
 def check_size(path: Path, limit: int, remedy: str) -> None:
     """Before a file is read: that it is one, and that it fits into the memory that is meant for it."""
     if not path.is_file():
-        raise Problem(f"{path} is missing: {remedy}")
+        raise Missing(f"{path} is missing: {remedy}")
     if (size := path.stat().st_size) > limit:
-        raise Problem(f"{path} has {size / MIB:,.1f} MiB, where at most {limit / MIB:g} are expected: {remedy}")
+        raise Damaged(f"{path} has {size / MIB:,.1f} MiB, where at most {limit / MIB:g} are expected: {remedy}")
 
 
 def read_json(path: Path, remedy: str, schema: dict | None = None, limit: int = 16 * MIB) -> dict:
@@ -42,27 +42,29 @@ def read_json(path: Path, remedy: str, schema: dict | None = None, limit: int = 
 
 
 def read_text(path: Path, remedy: str, limit: int = 16 * MIB) -> str:
+    """UTF-8 text of at most `limit` bytes.  Raises Missing or Damaged, with the remedy, where there is none."""
     check_size(path, limit, remedy)
     try:
         return path.read_bytes().decode()
     except (OSError, ValueError) as error:
-        raise Problem(f"{path} cannot be read ({error}): {remedy}") from None
+        raise Damaged(f"{path} cannot be read ({error}): {remedy}") from None
 
 
 def parse_json(text: str, source: Path, remedy: str, schema: dict | None = None) -> dict:
+    """A JSON object out of a text, as `read_json` reads one; `source` is what a sentence names."""
     try:
         value = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole) if schema else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Problem(f"{source} cannot be read ({error}): {remedy}") from None
+        raise Damaged(f"{source} cannot be read ({error}): {remedy}") from None
     if not isinstance(value, dict):
-        raise Problem(f"{source} should hold a JSON object: {remedy}")
+        raise Damaged(f"{source} should hold a JSON object: {remedy}")
     if schema and fastjsonschema is None:
         warnings.warn(f"the contents of {source} are not checked: pip install fastjsonschema", stacklevel=2)
     elif schema:
         try:
             validator(json.dumps(schema))(value)
         except fastjsonschema.JsonSchemaValueException as wrong:
-            raise Problem(f"{source} does not hold what it should ({short(wrong.message)}): {remedy}") from None
+            raise Damaged(f"{source} does not hold what it should ({short(wrong.message)}): {remedy}") from None
     return value
 
 
@@ -73,6 +75,7 @@ def validator(schema: str) -> Callable[[Any], Any]:
 
 
 def refuse(constant: str) -> None:
+    """Raises ValueError, for json's hooks."""
     raise ValueError(f"{short(constant, 20)} is no number to be expected")
 
 
@@ -95,11 +98,12 @@ def short(text: str, most: int = 120) -> str:
 
 
 def read_tensors(path: Path, remedy: str, limit: int) -> dict[str, Tensor]:
+    """All tensors of a safetensors file of at most `limit` bytes.  Raises Missing or Damaged, with the remedy."""
     check_size(path, limit, remedy)
     try:
         return load(path.read_bytes())
     except (SafetensorError, KeyError) as error:  # KeyError: a number format that torch does not have
-        raise Problem(f"{path} is damaged ({short(str(error))}): {remedy}") from None
+        raise Damaged(f"{path} is damaged ({short(str(error))}): {remedy}") from None
 
 
 def apart(parse: Callable[[Path], Any], path: Path, remedy: str, seconds: float = 4, memory: int = 2048 * MIB) -> Any:
@@ -139,7 +143,7 @@ def apart(parse: Callable[[Path], Any], path: Path, remedy: str, seconds: float 
         child.kill()
         child.join()
     if error:
-        raise Problem(f"{path} cannot be read ({short(error)}): {remedy}")
+        raise Damaged(f"{path} cannot be read ({short(error)}): {remedy}")
     return value
 
 
@@ -190,17 +194,18 @@ def lock(folder: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise Problem(f"another process is at work in {folder}: wait until it has finished, or stop it") from None
+        raise Busy(f"another process is at work in {folder}: wait until it has finished, or stop it") from None
     except OSError as error:  # some network file systems
         warnings.warn(f"{folder} cannot be locked ({error.strerror}): let no second process work there", stacklevel=2)
     if not folder.exists() or not os.path.samestat(os.fstat(fd), folder.stat()):
         os.close(fd)
-        raise Problem(f"another process has just finished in {folder}: look at its result first")
+        raise Busy(f"another process has just finished in {folder}: look at its result first")
     return fd
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's `lock` for the block."""
     fd = lock(folder)
     try:
         yield

@@ -16,6 +16,7 @@ def folder() -> Path:
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
+    """sha256 of a file, as 64 hex digits."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, algorithm).hexdigest()
 

@@ -15,6 +15,7 @@ from csglib.recipe import Recipe
 
 
 def pick_device(name: str | None) -> torch.device:
+    """The device of that name; None takes cuda where there is one.  Raises Problem for one that is not here."""
     count = torch.cuda.device_count()
     known = ["cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
     if name is not None and name not in known:
@@ -70,6 +71,7 @@ def emulation(net: nn.Module, images: UInt8[Tensor, "N 3 H W"], precision: str) 
 
 
 def autocast(device: torch.device, precision: str):
+    """A context in which this precision is computed; float32 without TF32."""
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     return torch.autocast(device.type, half[precision]) if precision in half else exact(device, precision)
 

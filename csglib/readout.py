@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args, get_type_hints
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,14 +23,16 @@ class Readout:
     gates: Float[Tensor, "T C K"] | None = None  # the gate after each gated epoch, oldest first
 
     def __post_init__(self):
-        N, C, K = len(self.labels), len(self.bias), self.features.shape[-1]
-        T = 0 if self.gates is None else len(self.gates)
-        expected = {"features": (N, K), "labels": (N,), "weight": (C, K), "bias": (C,), "gate": (C, K), "gates": (T, C, K)}
+        sizes = {
+            "N": len(self.labels),
+            "C": len(self.bias),
+            "K": self.features.shape[-1],
+            "T": 0 if self.gates is None else len(self.gates),
+        }
         for name, t in self.tensors().items():
-            if tuple(t.shape) != expected[name]:
-                raise Problem(
-                    f"{name} of a readout has shape {tuple(t.shape)}, where the others need {expected[name]}: correct it"
-                )
+            expected = tuple(sizes[letter] for letter in SHAPES[name])
+            if tuple(t.shape) != expected:
+                raise Problem(f"{name} of a readout has shape {tuple(t.shape)}, where the others need {expected}: correct it")
 
     @cached_property
     def logits(self) -> Float[Tensor, "N C"]:
@@ -41,4 +44,15 @@ class Readout:
         return (self.features * mask) @ self.weight.T + self.bias
 
     def tensors(self) -> dict[str, Tensor]:
+        """Its fields by name, without those that are None."""
         return {f.name: t for f in dataclasses.fields(self) if (t := getattr(self, f.name)) is not None}
+
+
+def letters(kind: object) -> str:
+    """The sizes of an annotated tensor, one letter each: CK for Float[Tensor, "C K"] | None."""
+    return (get_args(kind) or (kind,))[0].dim_str.replace(" ", "")
+
+
+SHAPES = {
+    name: letters(kind) for name, kind in get_type_hints(Readout).items()
+}  # N images, C classes, K filters, T gated epochs

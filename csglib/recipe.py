@@ -72,6 +72,7 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
     def refuse_options(self, names: Iterable[str]) -> None:
+        """Raises Problem where one of these fields differs from its default."""
         if wrong := sorted(set(names) & set(self.changed())):
             raise Problem(f"method {self.method} does not read {', '.join(wrong)}: leave it out, or choose another method")
 
@@ -94,6 +95,7 @@ class Recipe:
         return self.precision, self.loop
 
     def in_form(self, form: tuple[str, str]) -> "Recipe":
+        """The same recipe in another precision and loop."""
         return dataclasses.replace(self, precision=form[0], loop=form[1])
 
     @property

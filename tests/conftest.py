@@ -36,11 +36,20 @@ LONG = bool(os.environ.get("CSGLIB_LONG"))  # tests that kill, mutate and draw t
 
 
 def pytest_collection_modifyitems(items):
+    """Marks by fixture; and one process builds the book at once, while the others do what needs none."""
+    needs_book = {item.path for item in items if "html" in item.fixturenames}
+    items.sort(key=lambda item: (item.path in needs_book) - 2 * (item.path.stem == "test_book"))
     for item in items:
         if {"html", "browser", "cifar10_folder", "third_party_file"} & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("long") and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: set CSGLIB_LONG=1"))
+
+
+def shared(tmp_path_factory) -> Path:
+    """A folder of this session's, the same one in each of its test processes."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
 
 
 @pytest.fixture(scope="session")
@@ -87,14 +96,13 @@ def run(tmp_path_factory) -> runs.Run:
     """A finished run on the embedded sample: one gated epoch, one standard.  Read only; damage copies of it."""
     from csglib.training.trainer import train
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # of several test processes one trains
-    with (shared / "run.lock").open("w") as turn:
+    folder = shared(tmp_path_factory)
+    with (folder / "run.lock").open("w") as turn:  # of several test processes one trains
         fcntl.flock(turn, fcntl.LOCK_EX)
-        if not (shared / "run").exists():
+        if not (folder / "run").exists():
             recipe = Recipe(dataset="cifar10-mini", net="resnet8", epochs=2, cycle="gs", precision="float32")
-            train(recipe, shared / "run", "cpu")
-    return runs.read(shared / "run")
+            train(recipe, folder / "run", "cpu")
+    return runs.read(folder / "run")
 
 
 @pytest.fixture(scope="session")
@@ -164,20 +172,22 @@ def snapshot():
 def snakemake(*config: str) -> subprocess.CompletedProcess:
     command = [BIN / "snakemake", "--cores", "2", "--nolock", "--rerun-triggers", "mtime", "input", "--rerun-incomplete"]
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    environment.pop("OMP_NUM_THREADS", None)  # test processes share the cores by it; a build waits for all of them
     return subprocess.run([*command, "--config", *config], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
-def html() -> Path:
+def html(tmp_path_factory) -> Path:
     """The smoke profile: trains every recipe of every page on the embedded sample, executes the pages, builds the book."""
     BUILD.mkdir(parents=True, exist_ok=True)
+    built = shared(tmp_path_factory) / "built"
     with (BUILD.parent / "smoke.lock").open("w") as turn:  # of several test processes one builds, the others wait
         fcntl.flock(turn, fcntl.LOCK_EX)
-        train = [BIN / "csgbook", "missing", "--profile", "smoke", "--runs-folder", "build/smoke/runs", "--device", "cpu"]
-        subprocess.run(train, cwd=ROOT, check=True, capture_output=True)  # one process: torch is imported once
-        done = snakemake("profile=smoke", "build=build/smoke")
-    assert done.returncode == 0, done.stderr[-4000:]
+        if not built.exists():
+            train = [BIN / "csgbook", "missing", "--profile", "smoke", "--runs-folder", "build/smoke/runs", "--device", "cpu"]
+            subprocess.run(train, cwd=ROOT, check=True, capture_output=True)  # one process: torch is imported once
+            done = snakemake("profile=smoke", "build=build/smoke")
+            assert done.returncode == 0, done.stderr[-4000:]
+            built.touch()
     return BUILD / "html"
 
 

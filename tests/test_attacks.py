@@ -11,6 +11,7 @@ from torch import nn
 from csglib import Problem, networks
 from csglib.analysis import attacks
 from csglib.analysis.attacks import ATTACKS, Attack
+from csglib.errors import NotFinite, Unknown
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_a_network_without_its_own_normalisation_is_refused():
 
 
 def test_an_unknown_attack_is_refused_with_the_choice(net):
-    with pytest.raises(Problem, match="'cw'.*fgsm, bim, mim, pgd"):
+    with pytest.raises(Unknown, match="'cw'"):
         attacks.attack(net, *batch(), "cw")
 
 
@@ -150,9 +151,9 @@ def test_what_is_not_finite_is_not_attacked(net, bad):
         attacks.attack(net, odd, labels, "fgsm")
     broken = copy.deepcopy(net)
     broken.head.weight.data[1] = bad
-    with pytest.raises(Problem, match="gradients .* hold NaN"):
+    with pytest.raises(NotFinite):
         attacks.attack(broken, images, labels, "pgd")
-    with pytest.raises(Problem, match="features hold NaN"):
+    with pytest.raises(NotFinite):
         attacks.detection_errors(torch.full((400, 3), bad), torch.rand(400, 3), 100)
 
 

@@ -1,5 +1,6 @@
 """Several processes for one training: what they tell each other, how long they wait, how they end.  By gloo, on processors."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 import trainings
 from test_loop import assert_close, other, small  # noqa: F401 (a fixture)
 
-from csglib import Problem, runs
+from csglib import Problem, data, runs
 from csglib.recipe import Recipe
 from csglib.training import distributed, trainer
 from csglib.training.loop import Loop
@@ -31,7 +32,7 @@ dist.init_process_group = lambda *a, **k: init(*a, timeout=datetime.timedelta(se
 finish, read_out = trainer.finish, trainer.read_out
 
 def slow(*args):
-    time.sleep(12)
+    time.sleep(10)
     finish(*args)
 
 def watched(net, gate, images, *rest, **more):
@@ -52,17 +53,25 @@ def torchrun(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
-def test_the_others_wait_for_process_0_share_its_evaluation_and_leave_in_order(tmp_path):
-    script = tmp_path / "patient.py"
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """What two patient processes said, and the run that they trained, alone in its folder."""
+    folder = tmp_path_factory.mktemp("two")
+    script = tmp_path_factory.mktemp("script") / "patient.py"
     script.write_text(PATIENT)
-    done = torchrun(str(script), str(tmp_path / "out"))
+    done = torchrun(str(script), str(folder / "two"))
     assert done.returncode == 0, done.stderr
+    return done, folder / "two"
+
+
+def test_the_others_wait_for_process_0_share_its_evaluation_and_leave_in_order(two):
+    done, out = two
     told = done.stdout.splitlines()
     epochs = trainings.RECIPE.epochs
     assert told.count("evaluates 50") == 2 * epochs  # half of the 100 test images, each process in each epoch
     assert told.count("evaluates 100") == 1  # for the readout
     assert told.count("left") == 2 and "still there" not in told
-    assert runs.read(tmp_path / "out").metrics
+    assert runs.read(out).metrics
 
 
 def test_where_process_0_refuses_all_stop_at_once_with_its_sentence(tmp_path):
@@ -70,7 +79,7 @@ def test_where_process_0_refuses_all_stop_at_once_with_its_sentence(tmp_path):
     (tmp_path / "out" / "precious").write_text("")
     done = torchrun(trainings.__file__, str(tmp_path / "out"))
     assert done.returncode != 0
-    assert done.stderr.count("csglib.errors.Problem: " + str(tmp_path / "out") + " exists and is not a run") == 2
+    assert done.stderr.count("csglib.errors.Occupied: " + str(tmp_path / "out") + " exists and is not a run") == 2
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "precious"]
 
 
@@ -120,18 +129,17 @@ def test_a_mean_over_processes_weighs_their_images(monkeypatch):
     assert (summed[0] / summed[1]).item() == pytest.approx(values.mean().item())
 
 
-def test_two_processes_train_the_network_of_one_with_the_joined_batch(tmp_path):
-    done = torchrun(trainings.__file__, str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr
-    subprocess.run([sys.executable, trainings.__file__, tmp_path / "one"], check=True, capture_output=True)
-    one, two = (runs.read(tmp_path / name) for name in ("one", "two"))
+@pytest.mark.usefixtures("small")
+def test_two_processes_train_the_network_of_one_with_the_joined_batch(two, monkeypatch, tmp_path):
+    monkeypatch.setitem(data.DATASETS, "tiny", functools.cache(trainings.tiny))
+    one, two = trainer.train(trainings.RECIPE, tmp_path / "one", "cpu"), runs.read(two[1])
     assert_close(two.weights, one.weights, atol=2e-3)  # stored in float16
     torch.testing.assert_close(two.readout.gate, one.readout.gate, rtol=1e-3, atol=1e-3)
     assert [r["path"] for r in two.history] == [r["path"] for r in one.history]
     for ours, theirs in zip(two.history, one.history, strict=True):
         for name in ("train_loss", "test_loss", "test_accuracy"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    assert [p.name for p in two.path.parent.iterdir()] == ["two"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import yaml
 
 from csgbook import experiments
 from csglib import Problem, methods, networks, runs
+from csglib.errors import Missing, Unknown
 from csglib.recipe import FORMS, Recipe
 
 BOOK = experiments.book()
@@ -90,9 +91,9 @@ def test_std_and_csg_differ_in_the_method_alone():
 
 
 def test_an_unknown_profile_or_page_is_refused_with_the_choice():
-    with pytest.raises(Problem, match="unknown profile 'fast'.*smoke.*paper"):
+    with pytest.raises(Unknown, match="'fast'.*smoke.*paper"):
         experiments.profile("fast")
-    with pytest.raises(Problem, match="unknown page 'table9'.*table1"):
+    with pytest.raises(Unknown, match="'table9'.*table1"):
         experiments.recipes("table9", "smoke")
 
 
@@ -112,7 +113,7 @@ def test_a_misspelt_field_of_the_file_is_refused(tmp_path, monkeypatch):
 
 def test_without_the_file_the_problem_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.yml")
-    with pytest.raises(Problem, match="experiments.yml is missing"):
+    with pytest.raises(Missing, match="experiments.yml"):
         experiments.book()
 
 

@@ -89,13 +89,12 @@ def installed(tmp_path_factory) -> Path:
     (folder / "source" / "book").mkdir()
     for name in ("book/experiments.yml", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source" / name)
-    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
-    offline = ["--no-index", "--no-deps"]
+    pip, offline = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"], ["--no-index", "--no-deps"]
     build = [*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", folder / "wheel", folder / "source"]
-    subprocess.run([sys.executable, *build], check=True)
-    venv.create(folder / "venv", with_pip=True)
+    subprocess.run(build, check=True)
+    venv.create(folder / "venv")
     (wheel,) = (folder / "wheel").iterdir()
-    subprocess.run([folder / "venv" / "bin" / "python", *pip, "install", *offline, wheel], check=True)
+    subprocess.run([*pip, "--python", folder / "venv" / "bin" / "python", "install", *offline, wheel], check=True)
     lent = next(p for p in map(Path, sys.path) if p.name == "site-packages" and (p / "torch").exists())
     site = next((folder / "venv").glob("lib/python*/site-packages"))
     (site / "lent.pth").write_text(f"{lent}\n")
@@ -124,7 +123,9 @@ def test_the_wheel_gives_the_command_and_the_doctor_finds_nothing_to_do(installe
 
 @pytest.mark.slow
 def test_the_wheel_is_typed_and_carries_what_pages_read_but_the_runs(installed):
-    where = Path(call(installed, "python", "-c", "import csglib; print(csglib.__file__)").stdout.strip()).parent
+    code = "import csglib; from csglib.runs import release; print(csglib.__file__, release.repository(), sep='\\n')"
+    file, address = call(installed, "python", "-c", code).stdout.splitlines()
+    where = Path(file).parent
     assert where.is_relative_to(installed / "venv") and (where / "py.typed").exists()
     carried = {p.relative_to(where / "root").as_posix() for p in (where / "root").rglob("*") if p.is_file()}
     assert {
@@ -134,13 +135,12 @@ def test_the_wheel_is_typed_and_carries_what_pages_read_but_the_runs(installed):
         "data/measured/step-cost.json",
     } <= carried
     assert not any(name.startswith("data/runs") for name in carried)
-    address = call(installed, "python", "-c", "from csglib.runs import release; print(release.repository())").stdout.strip()
     assert address == release.repository()
 
 
 @pytest.mark.slow
 def test_the_wheel_trains_on_the_sample_and_fetches_the_published_runs(installed, run):
-    flags = "--dataset cifar10-mini --method standard --epochs 1 --batch-size 500 --device cpu --out run"
+    flags = "--dataset cifar10-mini --net resnet8 --method standard --epochs 1 --batch-size 500 --device cpu --out run"
     done = call(installed, "csglib", "train", *flags.split())
     assert done.returncode == 0, done.stderr
     provenance = json.loads((installed / "empty" / "run" / "provenance.json").read_text())

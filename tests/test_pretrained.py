@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import csglib
 from csglib import Problem, data, runs
+from csglib.errors import Occupied
 from csglib.paths import PUBLISHED
 from csglib.recipe import Recipe
 
@@ -45,7 +46,7 @@ def test_what_started_from_imagenet_is_shared_whole(run, tmp_path):
 
 def test_a_folder_with_something_in_it_is_left_alone(run, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(Problem, match="exists and is not an empty folder: choose another"):
+    with pytest.raises(Occupied):
         csglib.save_pretrained(run, tmp_path)
 
 

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 from csglib import Problem, runs
+from csglib.errors import Damaged
 from csglib.paths import ROOT
 from csglib.runs import release
 
@@ -137,7 +138,7 @@ def test_the_runs_of_the_archive_arrive_whole_and_those_that_are_there_stay(run,
 
 
 def test_a_damaged_run_gets_no_name(archive, tmp_path):
-    with pytest.raises(Problem, match="metrics.json was altered"):
+    with pytest.raises(Damaged, match="metrics.json"):
         release.get_runs(tmp_path / "runs", archive(damage=True))
     assert list((tmp_path / "runs").iterdir()) == []
 

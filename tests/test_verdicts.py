@@ -13,6 +13,7 @@ from csgbook import claims, experiments, measured
 from csgbook.evidence import verdicts
 from csgbook.evidence.verdicts import Claim, judge
 from csglib import Problem, runs
+from csglib.errors import Damaged, Occupied
 from csglib.recipe import Recipe
 from csglib.runs import Run
 from csglib.training import trainer
@@ -288,10 +289,10 @@ def test_a_statistic_of_a_tool_is_read_from_its_file_and_only_for_the_weights_th
     assert found == pytest.approx(expected | {"gradient_iou": 0.4, "box_accuracy": 0.6})
     path = tmp_path / "measured" / "detection.json"
     measured.write("detection", {run.recipe.name: measured.read("detection")[run.recipe.name] | {"model": "0" * 64}})
-    with pytest.raises(Problem, match="with other weights than its folder: run `python tools/detection.py`"):
+    with pytest.raises(Damaged, match="tools/detection.py"):
         verdicts.STATISTICS["detection"](run)
     path.write_text("[")
-    with pytest.raises(Problem, match="detection.json cannot be read.*restore it with git"):
+    with pytest.raises(Damaged, match="detection.json"):
         verdicts.STATISTICS["detection"](run)
 
 
@@ -335,6 +336,6 @@ def test_an_interval_is_printed_with_the_digits_that_show_its_side_of_zero(low, 
 def test_a_checkpoint_of_another_schedule_is_refused(fields, tmp_path):
     recipe = Recipe(dataset="cifar10-mini", precision="float32")
     runs.reserve(tmp_path / "run", recipe)
-    with pytest.raises(Problem, match="holds an unfinished run of another recipe: choose another --out"):
+    with pytest.raises(Occupied):
         runs.reserve(tmp_path / "run", dataclasses.replace(recipe, **fields))
     runs.reserve(tmp_path / "run", recipe)  # its own goes on

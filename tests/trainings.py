@@ -30,11 +30,15 @@ def small(num_classes: int) -> networks.Split:
     return networks.Split(features, nn.Linear(16, num_classes))
 
 
-def prepare() -> None:
-    torch.set_num_threads(1)  # so that a fork has no threads to miss
+def tiny() -> data.Dataset:
     mini = data.load("cifar10-mini")
     train_, test = (data.Images(p.images[:n], p.labels[:n]) for p, n in ((mini.train, 256), (mini.test, 100)))
-    dataset = data.Dataset("tiny", mini.classes, train_, test, "0" * 64)
+    return data.Dataset("tiny", mini.classes, train_, test, "0" * 64)
+
+
+def prepare() -> None:
+    torch.set_num_threads(1)  # so that a fork has no threads to miss
+    dataset = tiny()
     data.DATASETS["tiny"] = lambda: dataset
     networks.NETS["small"] = small
 

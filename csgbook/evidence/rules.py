@@ -13,13 +13,13 @@ of a mean; of the mean difference of pairs, where both sides started alike; or W
 Everything takes arrays with the seeds last, so that simulate.py judges thousands of experiments by the same lines.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special  # not stats, which takes half a second of every page to import and asks it too
 
 from csgbook.claims import Claim
 
@@ -43,19 +43,19 @@ class Estimate(NamedTuple):
     freedom: Real
 
     def interval(self) -> tuple[Real, Real]:
-        half = stats.t.ppf(1 - LEVEL / 2, self.freedom) * self.error
+        half = special.stdtrit(self.freedom, 1 - LEVEL / 2) * self.error
         return self.mean - half, self.mean + half
 
     def above(self, x: float) -> Real:
         """One-sided p-value for that it lies above x."""
-        return self.tail(x, stats.t.sf)
+        return self.tail(x, -1)
 
     def below(self, x: float) -> Real:
-        return self.tail(x, stats.t.cdf)
+        return self.tail(x, 1)
 
-    def tail(self, x: float, p: Callable) -> Real:
+    def tail(self, x: float, side: int) -> Real:
         with np.errstate(divide="ignore", invalid="ignore"):  # without any spread all or nothing, at x itself neither
-            return np.nan_to_num(p((self.mean - x) / self.error, self.freedom), nan=0.5)
+            return np.nan_to_num(special.stdtr(self.freedom, side * (self.mean - x) / self.error), nan=0.5)
 
 
 def of_mean(values: Float[np.ndarray, "*rows n"]) -> Estimate:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csgbook.measured import schemas
 from csglib import files
-from csglib.errors import Problem
+from csglib.errors import Damaged
 from csglib.paths import ROOT
 from csglib.runs import Run, provenance
 
@@ -44,7 +44,7 @@ def read(kind: str) -> dict:
     remedy = f"restore it with git, or remove it and run `python {TOOLS[kind]}`"
     values = files.read_json(path, remedy, schemas.MEASURED[kind])
     if values.pop("seal", None) != seal(values):
-        raise Problem(f"{path} was altered after its tool wrote it (its seal differs): {remedy}")
+        raise Damaged(f"{path} was altered after its tool wrote it (its seal differs): {remedy}")
     return values
 
 
@@ -64,7 +64,7 @@ def of(kind: str, run: Run) -> dict | None:
     """What was measured of this run, None if nothing; refuses what was measured of other weights under its name."""
     entry = read(kind).get(run.recipe.name)
     if entry is not None and entry["model"] != weights(run):
-        raise Problem(
+        raise Damaged(
             f"data/measured/{kind}.json has {run.recipe.name} with other weights than its folder: run `python {TOOLS[kind]}`"
         )
     return entry
@@ -108,7 +108,7 @@ def check(run: Run) -> bool:
         for what, share, n, expected in shares(kind, entry, right, K) if entry else ():
             count = share * n
             if n < 1 or abs(count - (round(count) if expected is None else expected)) > (1.5 if what == "accuracy" else 1e-3):
-                raise Problem(
+                raise Damaged(
                     f"{FOLDER / kind}.json says {what} {share} of {run.recipe.name}, which is no number of its {n} "
                     f"that the run could give: restore it with git, or remove it and run `python {tool}`"
                 )

@@ -18,6 +18,7 @@ from csglib.methods.picnn import SampledGate
 from csglib.networks.hooked import Network
 from csglib.recipe import Recipe
 
+PATHS = ("standard", "gated", "joint", "skipped")  # of an epoch, as the history tells them
 Gate = ClassGate | SampledGate | TemplateMask  # each has a `matrix`, C x K
 
 

@@ -17,11 +17,13 @@ def skip_gated(recipe: Recipe, epoch: int) -> str:
 
 
 def joint_gate(recipe: Recipe, net: Split) -> ClassGate:
+    """CSG's gate, for every epoch.  Raises Problem for a density below 1/C."""
     density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters)
     return ClassGate(net.num_classes, net.num_filters, recipe.gate_start)
 
 
 def always_joint(recipe: Recipe, epoch: int) -> str:
+    """Both paths in every epoch."""
     return "joint"
 
 
@@ -43,6 +45,7 @@ def fixed_gate(recipe: Recipe, net: Split) -> ClassGate:
 
 
 def equal_shares(net: Split) -> Float[Tensor, "C K"]:
+    """One class a filter, k mod C for filter k: one-hot columns."""
     return F.one_hot(torch.arange(net.num_filters) % net.num_classes, net.num_classes).T.float()
 
 

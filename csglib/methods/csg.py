@@ -103,6 +103,7 @@ def density_bound(fraction: float, num_classes: int, num_filters: int) -> float:
 
 
 def class_gate(recipe: Recipe, net: Network) -> ClassGate:
+    """The gate as it starts.  Raises Problem for a density below 1/C, and where no epoch would be gated."""
     density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters)  # refuses a bound below 1/C
     if all(alternate(recipe, epoch) == "standard" for epoch in range(recipe.epochs)):
         raise Problem(
@@ -131,14 +132,17 @@ def csg_loss(
 
 
 def hinge(recipe: Recipe, net: Network, gate: ClassGate) -> Tensor:
+    """lambda2 ReLU(||G||_1 - g), with the recipe's weight and density."""
     return recipe.gate_penalty * gate.penalty(density_bound(recipe.density(net.num_classes), net.num_classes, net.num_filters))
 
 
 def gate_sgd(recipe: Recipe, gate: ClassGate, on_gpu: bool = False) -> torch.optim.Optimizer:
+    """The gate's own SGD, at a constant rate and without weight decay; on a GPU fused."""
     return torch.optim.SGD(gate.parameters(), recipe.gate_lr, recipe.gate_momentum, fused=on_gpu)
 
 
 def after_step(recipe: Recipe, gate: ClassGate) -> None:
+    """Back into the feasible set, or only to [0, 1]."""
     if recipe.gate_projection == "max":
         gate.project()
     else:

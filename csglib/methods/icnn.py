@@ -67,9 +67,11 @@ class TemplateMask(nn.Module):
 
     @property
     def matrix(self) -> Float[Tensor, "C K"]:
+        """One-hot columns: each filter's class."""
         return torch.zeros_like(self.peaks).scatter_(0, self.peaks.argmax(0, keepdim=True), 1)
 
     def forward(self, x: Float[Tensor, "N K H W"]) -> Float[Tensor, "N K H W"]:
+        """The activated maps times their masks, of which the negative part counts as 0."""
         return F.relu(x) * self.masks(x).clamp(min=0).to(x.dtype)
 
     @torch.no_grad()
@@ -116,6 +118,7 @@ def apart(sums: Float[Tensor, "N K L"]) -> Float[Tensor, "N K L"]:
 
 
 def variance(sums: Float[Tensor, "N K L"]) -> Float[Tensor, "N K"]:
+    """Of the places along one axis, weighted by the activation there, in squared pixels; 0 where there is none."""
     grid, centre = centroid(sums)
     return (sums * (grid - centre[..., None]) ** 2).sum(2) / sums.sum(2).clamp(min=1e-9)
 

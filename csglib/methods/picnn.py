@@ -26,6 +26,7 @@ class SampledGate(nn.Module):
 
     @property
     def matrix(self) -> Float[Tensor, "C K"]:
+        """P: probability that a filter belongs to a class."""
         return self.theta.softmax(0)
 
     def forward(self, a: Float[Tensor, "N K"], logits: Float[Tensor, "N C"]) -> tuple[Float[Tensor, "N K"], Int[Tensor, " N"]]:
@@ -52,6 +53,7 @@ def straight_through(drawn: Tensor, probability: Tensor) -> Tensor:
 
 
 def sampled_gate(recipe: Recipe, net: Split) -> SampledGate:
+    """P as it starts; for the random control one-hot and frozen.  Warns of layers too narrow for their classes."""
     C, K = net.num_classes, net.num_filters
     if K < 5 * C:
         warnings.warn(
@@ -80,5 +82,6 @@ def picnn_loss(
 
 
 def theta_adam(recipe: Recipe, gate: SampledGate, on_gpu: bool = False) -> torch.optim.Optimizer:
+    """Adam for theta, at a constant rate, with weight decay; on a GPU fused and capturable."""
     decay = recipe.theta_decay
     return torch.optim.Adam(gate.parameters(), recipe.theta_lr, weight_decay=decay, fused=on_gpu, capturable=on_gpu)

@@ -11,10 +11,12 @@ Losses = tuple[Float[Tensor, ""], Float[Tensor, "B C"]]  # of a batch: the loss,
 
 
 def no_gate(recipe: Recipe, net: Network) -> None:
+    """The method has none."""
     return None
 
 
 def always_standard(recipe: Recipe, epoch: int | Tensor) -> str:
+    """No gate in any epoch."""
     return "standard"
 
 

@@ -22,6 +22,7 @@ class Step(nn.Module):
         self.path = "standard"
 
     def forward(self, images: Tensor, labels: Tensor, epoch: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch, on the path that this epoch trains."""
         self.path = self.m.path(self.recipe, epoch)
         return self.m.loss(self.recipe, epoch, self.net, self.gate, images, labels)
 
@@ -66,6 +67,7 @@ class InYourLoop(Step):
         self.seen, self.owed = False, False  # a batch; and a step after the last one
 
     def forward(self, images: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch: images (B, 3, H, W), labels (B), epochs counted from 0."""
         if not 0 <= epoch < self.recipe.epochs:
             raise Problem(f"epoch {epoch} is out of range: count from 0 to {self.recipe.epochs - 1}, or give more epochs")
         if self.owed:
@@ -80,6 +82,7 @@ class InYourLoop(Step):
         return super().forward(images, labels, epoch)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """The gate's step and projection, once after each batch; with the scaler of float16, if there is one."""
         if not self.owed:
             raise Problem("step() was called twice, or before a batch: call it once a batch, after the optimiser's step")
         self.owed = False
@@ -87,6 +90,7 @@ class InYourLoop(Step):
 
 
 def check_batch(net: Network, images: Tensor, labels: Tensor) -> None:
+    """Raises Problem for images and labels that are not as the network takes them."""
     if not images.is_floating_point():
         raise Problem(f"the images are {images.dtype}, and a network takes floats: divide bytes by 255, as ToTensor does")
     if labels.dtype.is_floating_point or labels.ndim != 1 or len(labels) != len(images):

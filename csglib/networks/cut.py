@@ -209,6 +209,7 @@ class Maps(nn.Module):
             )
 
     def forward(self, out: dict[str, Tensor]) -> Float[Tensor, "N K h w"]:
+        """The layer's output as maps (N, K, h, w), whatever its own layout is."""
         x = out["maps"]
         if x.ndim == 4:
             return x.permute(0, 3, 1, 2) if self.last else x

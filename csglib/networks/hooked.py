@@ -35,9 +35,11 @@ class Hooked(nn.Module):
         self.num_filters, self.num_classes = sizes(network, modules[layer], layer)
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
+        """Logits of the network as it is."""
         return self.network(images)
 
     def gated(self, images: Float[Tensor, "N 3 H W"], gate: nn.Module, labels: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        """Logits with the layer's channels times the gate's rows of the labels."""
         with gate.on(self.network.get_submodule(self.layer), labels):
             return self.network(images)
 
@@ -68,6 +70,7 @@ def sizes(network: nn.Module, module: nn.Module, layer: str) -> tuple[int, int]:
 
 
 def check_channels(output: object, num_filters: int | None) -> None:
+    """Raises Problem for an output without channels, or with another number of them than the gate has."""
     if not isinstance(output, Tensor) or output.ndim not in (2, 4):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise Problem(

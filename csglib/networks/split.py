@@ -33,10 +33,12 @@ class Split(nn.Module):
 
     @property
     def num_filters(self) -> int:
+        """K."""
         return self.head.in_features
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return self.head.out_features
 
     def train(self, mode: bool = True) -> "Split":
@@ -48,6 +50,7 @@ class Split(nn.Module):
         return self
 
     def maps(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K h w"]:
+        """The layer's maps of images in [0, 1], or as the loader normalised them."""
         return self.features((images - self.mean) / self.std)
 
     def pooled(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N K"]:
@@ -55,6 +58,7 @@ class Split(nn.Module):
         return self.mask(self.maps(images)).mean((2, 3))
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C"]:
+        """Logits of the standard path."""
         return self.head(self.pooled(images))
 
     def gated(self, images: Float[Tensor, "N 3 H W"], gate: nn.Module, labels: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from csglib import networks
-from csglib.errors import Problem
+from csglib.errors import Damaged, Missing, Occupied, Problem, Unfinished
 from csglib.files import check_size, parse_json, read_json, read_tensors, read_text, short, sync, write
 from csglib.methods import method
 from csglib.networks.split import Split
@@ -44,6 +44,7 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict]:
+        """A row an epoch, as schema.ROW has it: path, learning rate, losses and accuracies, seconds."""
         path = self.path / "history.jsonl"
         return [parse_json(line, path, AGAIN, schema.ROW) for line in read_text(path, AGAIN).splitlines()]
 
@@ -54,7 +55,7 @@ class Run:
         stored = schema.check_readout(read_tensors(path, AGAIN, schema.LIMITS[path.name]), path, AGAIN)
         for name in ("weight", "bias"):
             if not torch.equal(stored[name], self.weights.get(f"head.{name}", torch.empty(0))):
-                raise Problem(f"{path} is not of the weights in {self.path / 'model.safetensors'}: {AGAIN}")
+                raise Damaged(f"{path} is not of the weights in {self.path / 'model.safetensors'}: {AGAIN}")
         return unpack(stored)
 
     @property
@@ -68,10 +69,11 @@ class Run:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
+        """By their names in the network, in float32.  Raises Damaged where one is not finite."""
         path = self.path / "model.safetensors"
         stored = read_tensors(path, AGAIN, schema.LIMITS[path.name])
         if bad := [name for name, t in stored.items() if not t.isfinite().all()]:
-            raise Problem(f"{path}: {bad[0]} is not finite, as are {len(bad)} of its {len(stored)} tensors: {AGAIN}")
+            raise Damaged(f"{path}: {bad[0]} is not finite, as are {len(bad)} of its {len(stored)} tensors: {AGAIN}")
         return {k: v.float() if v.is_floating_point() else v for k, v in stored.items()}
 
 
@@ -83,7 +85,7 @@ def network(recipe: Recipe, num_classes: int, weights: dict[str, Tensor], source
     try:
         net.load_state_dict(start | weights)
     except RuntimeError as error:
-        raise Problem(f"{source} is not of {recipe.net} ({short(str(error))}): {AGAIN}") from None
+        raise Damaged(f"{source} is not of {recipe.net} ({short(str(error))}): {AGAIN}") from None
     return net.to(memory_format=torch.channels_last)
 
 
@@ -96,8 +98,8 @@ def read(path: Path | str) -> Run:
     path = Path(path)
     if not (path / "provenance.json").is_file():
         if part(path).is_dir():
-            raise Problem(f"{path} is still in training: run `csglib train --out {path}` with its recipe again to finish it")
-        raise Problem(f"{path} is not a finished run (no provenance.json): train one with `csglib train --out {path}`")
+            raise Unfinished(f"{path} is still in training: run `csglib train --out {path}` with its recipe again to finish it")
+        raise Unfinished(f"{path} is not a finished run (no provenance.json): train one with `csglib train --out {path}`")
     claimed = read_json(path / "provenance.json", AGAIN, {"type": "object"}, schema.LIMITS["provenance.json"])
     if claimed.get("format") != FORMAT:
         raise Problem(f"{path} has run format {claimed.get('format')!r:.40}, this csglib reads {FORMAT}: train the run again")
@@ -105,10 +107,10 @@ def read(path: Path | str) -> Run:
     for name in FILES:
         check_size(path / name, schema.LIMITS[name], AGAIN)
         if digest(path / name) != provenance["sha256"][name]:
-            raise Problem(f"{path / name} was altered after the run (its sha256 differs): {AGAIN}")
+            raise Damaged(f"{path / name} was altered after the run (its sha256 differs): {AGAIN}")
     recipe = Recipe.from_dict(read_json(path / "recipe.json", AGAIN, {"type": "object"}), str(path / "recipe.json"))
     if recipe.key != provenance["key"] or recipe.seed != provenance["seed"]:
-        raise Problem(f"{path}: recipe.json is not the recipe of this provenance.json: {AGAIN}")
+        raise Damaged(f"{path}: recipe.json is not the recipe of this provenance.json: {AGAIN}")
     return Run(path, recipe, read_json(path / "metrics.json", AGAIN, schema.METRICS), provenance)
 
 
@@ -121,21 +123,21 @@ def part(path: Path) -> Path:
 def reserve(out: Path, recipe: Recipe) -> Path:
     """The `.part` folder of this recipe, made or taken up again; refuses to touch anything else that is there."""
     if (out / "provenance.json").exists():
-        raise Problem(f"{out} already holds a finished run: choose another --out, or remove that folder first")
+        raise Occupied(f"{out} already holds a finished run: choose another --out, or remove that folder first")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Problem(f"{out} exists and is not a run: choose another --out")
+        raise Occupied(f"{out} exists and is not a run: choose another --out")
     if out.is_symlink() or out.absolute() == Path.cwd():
-        raise Problem(f"{out} is a link or the current folder, which a run cannot replace: choose another --out")
+        raise Occupied(f"{out} is a link or the current folder, which a run cannot replace: choose another --out")
     folder, text = part(out), dump(dataclasses.asdict(recipe))
     kept = folder / "recipe.json"
     if kept.exists():
         if read_text(kept, "remove that folder first") != text:
-            raise Problem(
+            raise Occupied(
                 f"{folder} holds an unfinished run of another recipe: choose another --out, or remove that folder first"
             )
         return folder
     if folder.exists() and (not folder.is_dir() or any(not p.match("recipe.json*.new") for p in folder.iterdir())):
-        raise Problem(f"{folder} exists and is not an unfinished run: choose another --out, or move that folder away")
+        raise Occupied(f"{folder} exists and is not an unfinished run: choose another --out, or move that folder away")
     folder.mkdir(parents=True, exist_ok=True)
     write(kept, text)
     return folder
@@ -159,7 +161,7 @@ def finish(out: Path, history: list[dict], weights: dict[str, Tensor], readout: 
 def publish(out: Path) -> None:
     """Verify a `.part` folder that has its provenance, leave nothing but the run in it, and give it its name in one step."""
     folder = part(out)
-    read(folder)
+    _ = read(folder).history  # each file against its schema, and each row of the history
     for path in folder.iterdir():
         if path.name not in (*FILES, "provenance.json"):
             path.unlink()
@@ -168,6 +170,7 @@ def publish(out: Path) -> None:
 
 
 def dump(value: dict) -> str:
+    """JSON as run folders hold it."""
     return json.dumps(value, indent=2) + "\n"
 
 
@@ -185,10 +188,10 @@ def published(recipe: Recipe, folder: Path = PUBLISHED) -> Run:
     """The run of this recipe among the published ones."""
     path = folder / recipe.name
     if not path.exists():
-        raise Problem(f"no run of this recipe is published: make it with `{recipe.command}`")
+        raise Missing(f"no run of this recipe is published: make it with `{recipe.command}`")
     run = read(path)
     if run.recipe != recipe:
-        raise Problem(f"{path} holds another recipe than its name says: remove it and run `{recipe.command}`")
+        raise Damaged(f"{path} holds another recipe than its name says: remove it and run `{recipe.command}`")
     return run
 
 

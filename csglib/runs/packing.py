@@ -48,6 +48,7 @@ def distinct(values: Float[Tensor, "N K"]) -> Int[Tensor, " K"]:
 
 
 def unpack(stored: dict[str, Tensor]) -> Readout:
+    """The readout of stored tensors, in float32."""
     stored = stored | {"labels": stored["labels"].long()}
     if "low" not in stored:
         return Readout(**stored)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from csglib.errors import Problem
+from csglib.errors import Damaged, Occupied, Problem
 from csglib.files import MIB, read_json, read_tensors, write
 from csglib.networks.split import Split
 from csglib.recipe import Recipe
@@ -34,7 +34,7 @@ def save_pretrained(run: Run, folder: Path | str) -> Path:
     """
     folder, net = Path(folder), run.network()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Problem(f"{folder} exists and is not an empty folder: choose another")
+        raise Occupied(f"{folder} exists and is not an empty folder: choose another")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(net.state_dict()) | ({} if run.gate is None else {GATE: run.gate})
     recipe = dataclasses.replace(run.recipe, weights="fresh", thaw="")  # all its weights are here
@@ -62,17 +62,18 @@ def from_pretrained(name: Path | str) -> tuple[Split, Float[Tensor, "C K"] | Non
     path = folder / "model.safetensors"
     tensors = read_tensors(path, AGAIN, 2048 * MIB)
     if bad := [key for key, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
-        raise Problem(f"{path}: {bad[0]} is not finite: {AGAIN}")
+        raise Damaged(f"{path}: {bad[0]} is not finite: {AGAIN}")
     gate = tensors.pop(GATE, None)
     net = network(recipe, config["num_classes"], tensors, path).eval()
     if gate is not None and gate.shape != (net.num_classes, net.num_filters):
-        raise Problem(
+        raise Damaged(
             f"{path}: {GATE} has shape {tuple(gate.shape)}, the network {net.num_classes} x {net.num_filters}: {AGAIN}"
         )
     return net, gate
 
 
 def downloaded(name: str) -> Path:
+    """The folder of a network fetched from the hub.  Raises Problem where that fails."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -43,6 +43,7 @@ def here(device: torch.device) -> dict:
 
 
 def processor() -> str:
+    """The processor's name, as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from csglib.errors import Problem
+from csglib.errors import Damaged
 from csglib.files import KIB, MIB
+from csglib.methods import PATHS
+from csglib.readout import SHAPES
 
 LIMITS = {  # bytes, so that none takes 2 GB when it is opened; a ResNet-20 on CIFAR-10 has 0.5 MiB of weights, 1.3 of readout
     "recipe.json": 64 * KIB,
@@ -28,6 +30,7 @@ DIRTY = {"type": ["boolean", "null"]}
 
 
 def record(properties: dict, optional: tuple[str, ...] = (), rest: dict | bool = True) -> dict:
+    """The schema of an object with these properties; `rest` is what others may be."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": rest}
 
@@ -66,7 +69,7 @@ METRICS = record(
 ROW = record(
     {
         "epoch": {"type": "integer", "minimum": 0},
-        "path": {"enum": ["standard", "gated", "joint", "skipped"]},
+        "path": {"enum": [*PATHS]},
         "seconds": COUNT,
         "commit": COMMIT,
     },
@@ -74,16 +77,9 @@ ROW = record(
     rest={"type": ["number", "null"]},
 )
 
-READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
-    "features": (torch.uint16, "NK"),  # or float32, without the two that follow
-    "low": (torch.float32, "K"),
-    "span": (torch.float32, "K"),
-    "labels": (torch.int16, "N"),
-    "weight": (torch.float32, "CK"),
-    "bias": (torch.float32, "C"),
-    "gate": (torch.float32, "CK"),
-    "gates": (torch.float32, "TCK"),
-}
+STORED = {"features": torch.uint16, "labels": torch.int16}  # all else is float32; so may features be, without low and span
+READOUT = {name: (STORED.get(name, torch.float32), shape) for name, shape in SHAPES.items()}
+READOUT |= dict.fromkeys(("low", "span"), (torch.float32, SHAPES["features"][1:]))  # of features in 16 bits, a filter each
 
 
 def check_readout(stored: dict[str, Tensor], source: Path, remedy: str) -> dict[str, Tensor]:
@@ -91,23 +87,23 @@ def check_readout(stored: dict[str, Tensor], source: Path, remedy: str) -> dict[
     sizes: dict[str, int] = {}
     expected, optional = dict(READOUT), ["gate", "gates"]
     if "features" in stored and stored["features"].dtype == torch.float32 and not {"low", "span"} & set(stored):
-        expected |= {"features": (torch.float32, "NK")}
+        expected |= {"features": (torch.float32, SHAPES["features"])}
         optional += ["low", "span"]
     for name, (dtype, letters) in expected.items():
         if name not in stored:
             if name in optional:
                 continue
-            raise Problem(f"{source} has no {name}: {remedy}")
+            raise Damaged(f"{source} has no {name}: {remedy}")
         t = stored[name]
         if t.dtype != dtype or t.ndim != len(letters) or t.numel() == 0:
-            raise Problem(f"{source}: {name} should be {dtype} of shape {letters}, not {t.dtype} {tuple(t.shape)}: {remedy}")
+            raise Damaged(f"{source}: {name} should be {dtype} of shape {letters}, not {t.dtype} {tuple(t.shape)}: {remedy}")
         for letter, n in zip(letters, t.shape, strict=True):
             if sizes.setdefault(letter, n) != n:
-                raise Problem(f"{source}: {name} has {letter} = {n} where other tensors have {sizes[letter]}: {remedy}")
+                raise Damaged(f"{source}: {name} has {letter} = {n} where other tensors have {sizes[letter]}: {remedy}")
         if t.is_floating_point() and not t.isfinite().all():
-            raise Problem(f"{source}: {name} holds what is no number: {remedy}")
+            raise Damaged(f"{source}: {name} holds what is no number: {remedy}")
     if extra := sorted(set(stored) - set(READOUT)):
-        raise Problem(f"{source} has an unknown tensor {extra[0]!r}: {remedy}")
+        raise Damaged(f"{source} has an unknown tensor {extra[0]!r}: {remedy}")
     if not 0 <= int(stored["labels"].min()) <= int(stored["labels"].max()) < sizes["C"]:
-        raise Problem(f"{source} has labels outside of its {sizes['C']} classes: {remedy}")
+        raise Damaged(f"{source} has labels outside of its {sizes['C']} classes: {remedy}")
     return stored

@@ -10,7 +10,7 @@ from csglib import data, files, methods, runs
 from csglib.analysis import metrics
 from csglib.analysis.information import entropy
 from csglib.data.images import Images
-from csglib.errors import Problem
+from csglib.errors import Damaged, Problem
 from csglib.paths import ROOT
 from csglib.runs import AGAIN, Run, inference
 
@@ -37,7 +37,7 @@ def verify(run: Run) -> str:
     if not isinstance(known, str):
         check_readout(run, *known)
     if runs.drifted(run.history, run.metrics, N):
-        raise Problem(
+        raise Damaged(
             f"{run.path / 'metrics.json'} says accuracy {run.metrics['accuracy']}, the last epoch in history.jsonl "
             f"{run.history[-1].get('test_accuracy')}: {AGAIN}"
         )
@@ -45,15 +45,16 @@ def verify(run: Run) -> str:
 
 
 def check_history(run: Run) -> None:
+    """Raises Damaged where history.jsonl is not the recipe's training, epoch by epoch."""
     path = run.path / "history.jsonl"
     if len(run.history) != run.recipe.epochs or any(row["epoch"] != i for i, row in enumerate(run.history)):
-        raise Problem(f"{path} does not tell the {run.recipe.epochs} epochs of the recipe, one by one: {AGAIN}")
+        raise Damaged(f"{path} does not tell the {run.recipe.epochs} epochs of the recipe, one by one: {AGAIN}")
     m = methods.method(run.recipe)
     for row in run.history:
         if row["path"] != m.path(run.recipe, row["epoch"]):
-            raise Problem(f"{path} has epoch {row['epoch']} on another path than the recipe's: {AGAIN}")
+            raise Damaged(f"{path} has epoch {row['epoch']} on another path than the recipe's: {AGAIN}")
         if "commit" in row and row["commit"] != run.provenance["commit"] and run.provenance["dirty"] is False:
-            raise Problem(f"{path} has epochs of another commit than provenance.json, which calls the run clean: {AGAIN}")
+            raise Damaged(f"{path} has epochs of another commit than provenance.json, which calls the run clean: {AGAIN}")
 
 
 def check_metrics(run: Run) -> list[str]:
@@ -73,7 +74,7 @@ def check_metrics(run: Run) -> list[str]:
         count = name.startswith("acc")
         slack = 1.5 / N if count else 1e-6
         if (told is None) != (ours is None) or (told is not None and abs(told - ours) > slack):
-            raise Problem(f"{run.path / 'metrics.json'} says {name} {told}, its readout gives {ours}: {AGAIN}")
+            raise Damaged(f"{run.path / 'metrics.json'} says {name} {told}, its readout gives {ours}: {AGAIN}")
     return notes
 
 
@@ -97,10 +98,11 @@ def images_of(run: Run) -> tuple[Images, Int[Tensor, " n"]] | str:
 
 
 def check_readout(run: Run, images: Images, place: Int[Tensor, " n"]) -> None:
+    """Raises Damaged where a readout made anew from the weights differs by more than rounding, or has other labels."""
     path, stored = run.path / "readout.safetensors", run.readout
     if int(place.max()) >= len(stored.labels) or not torch.equal(stored.labels[place], images.labels):
-        raise Problem(f"{path} has other labels than the images of {run.recipe.dataset}: {AGAIN}")
+        raise Damaged(f"{path} has other labels than the images of {run.recipe.dataset}: {AGAIN}")
     fresh = inference.read_out(run.network(), None, images).features
     span = (stored.features.amax(0) - stored.features.amin(0)).max()
     if fresh.shape[1] != stored.features.shape[1] or not (fresh - stored.features[place]).abs().max() <= TOLERANCE * span:
-        raise Problem(f"{path} is not what the weights in model.safetensors give on {len(place):,} of its images: {AGAIN}")
+        raise Damaged(f"{path} is not what the weights in model.safetensors give on {len(place):,} of its images: {AGAIN}")

@@ -15,7 +15,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from csglib import files
-from csglib.errors import Problem
+from csglib.errors import Damaged, Problem
 
 
 class Checkpoint:
@@ -27,10 +27,12 @@ class Checkpoint:
         self.data, self.versions = data, json.dumps(versions)
 
     def modules(self) -> dict[str, nn.Module]:
+        """What has a state of its own, by the names under which it is saved."""
         apart = self.gate is not None and self.gate not in self.net.modules()
         return {"net": self.net} | ({"gate": self.gate} if apart else {})
 
     def save(self, history: list[dict], gates: list[Tensor], dirty: bool) -> None:
+        """Write all, sealed, in one step; a stop leaves the checkpoint before."""
         tensors = {f"{m}.{k}": v for m, module in self.modules().items() for k, v in module.state_dict().items()}
         for i, (optimiser, p) in enumerate((o, p) for o in self.optimisers for p in parameters(o)):
             tensors |= {f"optimiser.{i}.{k}": v for k, v in optimiser.state[p].items() if v is not None}
@@ -57,7 +59,7 @@ class Checkpoint:
             for m, module in self.modules().items():
                 module.load_state_dict({k.removeprefix(m + "."): v for k, v in tensors.items() if k.startswith(m + ".")})
         except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-            raise Problem(
+            raise Damaged(
                 f"{self.path} is damaged ({files.short(str(error))}): remove {self.path.parent} and train anew"
             ) from None
         if told.get("data", self.data) != self.data:
@@ -83,6 +85,7 @@ class Checkpoint:
 
 
 def parameters(optimiser: Optimizer) -> list[nn.Parameter]:
+    """In the optimiser's order, by which states are numbered."""
     return [p for group in optimiser.param_groups for p in group["params"]]
 
 
@@ -92,4 +95,5 @@ def seal(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
 
 
 def layout(p: Tensor) -> torch.memory_format:
+    """As the network holds it: convolutions' kernels channels last."""
     return torch.channels_last if p.ndim == 4 else torch.contiguous_format

@@ -26,10 +26,12 @@ talk = None  # a group for all but gradients and sums: process 0 may write or ev
 
 
 def world() -> int:
+    """How many processes train this recipe."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Which of them this is; 0 writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -67,6 +69,7 @@ def finished() -> None:
 
 
 def leave() -> None:
+    """End the group of processes, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -80,7 +83,7 @@ def first(do: Callable[[], Any]) -> Any:
         try:
             box = [do()]
         except Problem as problem:
-            box = [Problem(str(problem))]
+            box = [type(problem)(str(problem))]
     dist.broadcast_object_list(box, 0, talk)
     if isinstance(box[0], Problem):
         raise box[0]
@@ -121,6 +124,7 @@ def normalise_jointly(net: nn.Module, device: torch.device) -> nn.Module:
 
 class JointBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
+        """With the mean and variance of all processes' rows; in eval mode as torch's."""
         if not self.training:
             return super().forward(x)
         a = x.float()
@@ -146,6 +150,7 @@ def wrapped(loss: nn.Module, unused: bool) -> nn.Module:
 
 
 def summed(value: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
     if world() > 1:
         dist.all_reduce(value)
     return value

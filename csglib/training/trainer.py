@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from csglib import data, files, networks, runs
 from csglib.analysis.metrics import accuracy, evaluate
 from csglib.data.images import Dataset, Images
-from csglib.errors import Problem
+from csglib.errors import Diverged, Problem
 from csglib.methods import Gate, Method, method
 from csglib.methods.csg import ClassGate, density
 from csglib.precision import emulated, emulation, exact, pick_device, settle_precision
@@ -100,7 +100,7 @@ def side_by_side(
             except CaptureFailed:
                 raise
             except Problem as problem:
-                done[i] = Problem(str(problem))  # without the frames of the training, which hold its network and graphs
+                done[i] = type(problem)(str(problem))  # without the frames of the training, which hold its network and graphs
             except torch.OutOfMemoryError:
                 remedy = f"train fewer than {len(work)} at once" if len(work) > 1 else "choose a smaller --batch-size"
                 done[i] = Problem(f"the memory of {torch.cuda.get_device_name(device)} is too small: {remedy}")
@@ -285,7 +285,7 @@ def stop_if_diverged(t: Training, history: list[dict]) -> None:
     if distributed.rank() == 0:
         rows = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
         files.write(t.folder / "report.json", json.dumps({"stopped_by": bad, "history": rows}, indent=2) + "\n")
-    raise Problem(
+    raise Diverged(
         f"{bad[0]} of epoch {row['epoch']} is {row[bad[0]]:g}: lower --lr or --gate-lr, with a new --out "
         f"({t.folder} keeps the epochs before and report.json)"
     )
@@ -317,12 +317,12 @@ def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, hi
             if name in start and torch.equal(tensor.cpu(), start[name]):
                 continue
             if not tensor.isfinite().all():
-                raise Problem(f"{name} of the trained network is not finite, the training has diverged: {again}")
+                raise Diverged(f"{name} of the trained network is not finite, the training has diverged: {again}")
             weights[name] = packing.rounded(tensor.cpu()).contiguous()
             tensor.copy_(weights[name])
     readout = read_out(net, gate, dataset.test, gates=gates)
     if not readout.logits.isfinite().all():
-        raise Problem(f"the trained network's logits are not finite, the training has diverged: {again}")
+        raise Diverged(f"the trained network's logits are not finite, the training has diverged: {again}")
     packed = packing.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
     metrics = evaluate(packing.unpack(packed))
     if runs.drifted(history, metrics, len(dataset.test)):
