@@ -118,7 +118,7 @@ def test_results_list_every_claim_with_its_runs(html):
         if r["id"] in ("meaning-mis", "picnn-learned") or unmeasured:  # the smoke profile leaves out what it compares with
             assert r["verdict"] == "not run here" and r["ours"] is None
         else:
-            assert r["n"] == 1 and r["runs"] and r["schedule"] == "cifar10-mini, 3 epochs, one-cycle schedule"
+            assert r["n"] == 1 and r["runs"] and r["schedule"] == "cifar10-mini, 3 epochs, one-cycle learning-rate schedule"
             assert r["ours"] is not None
 
 
@@ -150,7 +150,7 @@ def test_every_run_behind_a_claim_has_its_entry_with_recipe_and_commit(html):
 def test_a_page_of_results_opens_with_its_answer_and_ends_with_its_provenance(page, html):
     text = (html / f"{page}.html").read_text()
     answered = page not in ("localisation", "adversarial")  # tools measure published runs, and animals are not here
-    answer = "After cifar10-mini, 3 epochs, one-cycle schedule: " if answered else "Not answered yet:"
+    answer = "Not at all: there is one run of each network" if answered else "Not answered yet:"
     assert answer in text
     end = text.index("Run it again")
     assert text.index(answer) < text.index('id="where-the-numbers-come-from"') < end

@@ -48,7 +48,7 @@ def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run
     for run in runs["std"]:
         assert f"[{run.recipe.seed}](#run-{run.recipe.name})" in text
         assert run.recipe.command in text
-    assert "30 epochs, one-cycle schedule, `method standard`, `precision float32`" in text
+    assert "30 epochs, one-cycle learning-rate schedule, `method standard`, `precision float32`" in text
     assert "No run" in origin.strip({"std": []}).data
     assert "#run-" not in origin.strip(runs, published=False).data
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 
 from csgbook import experiments
-from csgbook.evidence import schedules, simulate, verdicts
+from csgbook.evidence import answers, schedules, simulate, verdicts
 from csgbook.explorers import worked
 from csgbook.pages import benchmarks, first_page, gpu_costs, origin
 from csglib import Problem, runs
@@ -58,7 +58,8 @@ def write_results(sources: Path, results: list[dict]) -> None:
     for page in dict.fromkeys(c["page"] for c in results):
         judged = [c for c in results if c["page"] == page]
         title = nbformat.read(sources / f"{page}.ipynb", as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
-        sections.append(f"## {title}\n\n{verdicts.answer(judged)} See {{doc}}`{page}`.\n\n{verdicts.markdown(judged)}")
+        told = f"{answers.sentences(judged)}\n\nMore: {{doc}}`{page}`."
+        sections.append(f"## {title}\n\n{told}\n\n{verdicts.markdown(judged)}")
     (sources / "_results.md").write_text("\n".join(sections))
 
 
