@@ -166,6 +166,7 @@ CLAIMS = (
         "picnn-cluster", "picnn",
         "Without the filters of the true class PICNN's network is wrong more often than the standard one.",
         "acc3", "std", over="picnn", source=OURS,
+        answer="without the filters of the true class PICNN's network recognises <fewer|more> images than a standard one",
     ),
     Claim(
         "picnn-learned", "picnn", "A learned correspondence gives higher mutual information than a fixed random assignment.",
