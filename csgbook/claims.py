@@ -58,7 +58,7 @@ CLAIMS = (
     Claim(
         "accuracy-matched", "table1", "CSG classifies better than the same number of standard epochs without the gated ones.",
         "accuracy", "csg", over="matched", source=OURS,
-        answer="CSG classifies <better|worse> than its own standard epochs alone",
+        answer="CSG classifies <better|worse> than a network that trains its standard epochs alone",
     ),
     Claim(
         "mis-csg", "table1", "The mutual information score of the CSG network is 0.1603 nats.",
@@ -105,7 +105,8 @@ CLAIMS = (
         "responses-order", "filter-correlation",
         "The responses of filters of one class resemble each other, more than those of different classes: more so with CSG.",
         "response_contrast", "csg", over="std", source=OURS,
-        answer="their responses to the test images are <more|less> alike, compared in the same way",
+        answer="the responses of one class's filters to the test images, compared in the same way, are <more|less> "
+        "alike with CSG",
     ),
     Claim(
         "removed-csg", "filter-removal", "Without the filters of a class, CSG's network no longer recognises that class.",
@@ -205,12 +206,12 @@ CLAIMS = (
     Claim(
         "animals-accuracy", "localisation", "A network fine-tuned on animals classifies them better with CSG.",
         "accuracy", "animals-csg", over="animals-std", source=RECALLED,
-        answer="on animals CSG classifies <better|worse> than standard training",
+        answer="CSG classifies animals <better|worse> than standard training does",
     ),
     Claim(
         "animals-mis", "localisation", "Its filters have higher mutual information with the class.",
         "mis", "animals-csg", over="animals-std", source=RECALLED,
-        answer="its filters have <higher|lower> mutual information with the class",
+        answer="CSG's filters have <higher|lower> mutual information with the kind of animal",
     ),
     Claim(
         "cam-order", "localisation", "The hottest 30 % of its class activation maps overlap more with the box of the object.",
@@ -239,12 +240,12 @@ CLAIMS = (
         "detection-order", "adversarial",
         "Adversarial images are detected more surely from the features of CSG's network: a smaller error.",
         "detection", "std", over="csg", source=TASK,
-        answer="the detector errs <more|less> often on the features of a standard network than on CSG's",
+        answer="the detector errs <more|less> often on the features of a standard network than on those of CSG",
     ),
     Claim(
         "detection-matched", "adversarial", "The error is smaller than with CSG's standard epochs alone.",
         "detection", "matched", over="csg", source=OURS,
-        answer="it errs <more|less> often on those of CSG's standard epochs alone",
+        answer="it errs <more|less> often on those of a network that trains CSG's standard epochs alone",
     ),
     Claim(
         "detection-fgsm", "adversarial", "The error is smaller with CSG under FGSM.",
@@ -281,8 +282,8 @@ CLAIMS = (
         "leak-epochs", "label-leak",
         "Over CSG's gated epochs test accuracy gains less than standard training does over the same epochs.",
         "gated_change", "std", over="csg", source=OURS,
-        answer="over the epochs in which CSG trains the gated path, test accuracy gains <more|less> with standard "
-        "training than with CSG",
+        answer="test accuracy gains <more|less> with standard training than with CSG over the epochs in which CSG trains "
+        "its gated path",
     ),
     # Asked when the answer at 30 epochs was known, as the page says: only longer training tests these two
     Claim(

@@ -105,19 +105,19 @@ def test_the_gap_is_told_by_length_with_what_is_missing_and_how_it_moves(trained
     assert [row[0] for row in rows] == ["10"] * 2 + ["30"] * 4 + ["200"] * 4
     assert rows[0][4] == "inconclusive: one seed" and rows[-3][:2] + rows[-3][4:] == [
         "200",
-        "CSG less MATCHED",
+        "CSG − MATCHED",
         "inconclusive: one seed",
         "1",
     ]
     assert "Not run here: MATCHED after 10 epochs." in text
-    assert "From 30 to 200 epochs the accuracy of CSG less STD moves by +0.0120" in text and "it rises" in text
-    assert text.count("From 30 to 200 epochs") == 2  # of MATCHED there is one seed
+    assert "- CSG − STD in accuracy rises from 30 to 200 epochs, by +0.0120" in text
+    assert text.count("from 30 to 200 epochs") == 2  # of MATCHED there is one seed
 
 
 def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
     published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
     text = growth.gap_table(schedules.lengths("quick")).data
-    assert "moves by +0.0000 (+0.0000 to +0.0000): no change is seen" in text
+    assert "does not change measurably from 30 to 200 epochs, by +0.0000 (+0.0000 to +0.0000)" in text
     c = verdicts.judge(claims.CLAIMS[2], trained((3, 3, 3)))
     assert growth.by_seed(c) == pytest.approx(dict(enumerate(np.subtract(ACCURACY["csg"], ACCURACY["std"]))))
     other = trained((3, 3, 3), **LONG)
@@ -127,7 +127,8 @@ def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
     }
     published(other, trained((3, 3, 3)), trained((0, 0, 0)))  # no seed in common
     assert (
-        "of CSG less STD is -0.0135 after 30 epochs and -0.0135 after 200" in growth.gap_table(schedules.lengths("quick")).data
+        "CSG − STD in accuracy: -0.0135 after 30 epochs and -0.0135 after 200"
+        in growth.gap_table(schedules.lengths("quick")).data
     )
 
 

@@ -255,12 +255,12 @@ WORDS = [  # our values, those of the other, changes of the claim, what is told
     ),
     (
         (0.9,), (0.8,), {},
-        "In one run of each network CSG classifies better than the other, by 10.0 percentage points; one run decides nothing. "
+        "In one run of each network, CSG classifies better than the other, by 10.0 percentage points; one run decides nothing. "
         "The authors' claim: **inconclusive**.",
     ),
     (
         (0.9, 0.9, 0.9), (0.9, 0.9, 0.9), {},
-        "Whether CSG classifies better or worse than the other cannot be measured here: the statistic could not have come out "
+        "Whether CSG classifies better or worse than the other cannot be measured here: the score could not have come out "
         "otherwise. The authors' claim: **not measurable**.",
     ),
     (
@@ -282,8 +282,8 @@ def test_a_number_of_a_paper_is_told_with_the_paper_s():
     told = dataclasses.replace(NUMERIC, answer="CSG recognises {ours} % of the images")
     c = judge(told, {"csg": group("csg", 0.92, 0.921, 0.922, **PAPERS)})
     assert answers.sentence(c) == (
-        "CSG recognises 92.1 % of the images (91.9 to 92.3). The authors' claim, 92.0 within 0.5 percentage points: "
-        "**reproduced**."
+        "CSG recognises 92.1 % of the images (91.9 to 92.3). The authors' claim, 92.0 with a tolerance of 0.5 percentage "
+        "points: **reproduced**."
     )
 
 
@@ -295,7 +295,7 @@ def test_the_box_has_answer_certainty_and_caveat():
     assert "3 seeds of each network" in text and text.index("Answer") < text.index("How sure?") < text.index("Caveat.")
     assert "30 epochs, one-cycle learning-rate schedule" in text and "It may rain." in text
     one = verdicts.answer([judge(order, {n: side[:1] for n, side in runs.items()})])
-    assert "Not at all: there is one run of each network." in one
+    assert "Not at all: each comparison rests on one run of each network." in one
     longer = {"csg": group("csg", 0.90, 0.92, 0.94, **PAPERS), "std": group("standard", 0.8, 0.81, 0.8, **PAPERS)}
     assert "Caveat" not in verdicts.answer([judge(order, longer)])
     assert "cannot tell" not in verdicts.answer([judge(order, longer)])

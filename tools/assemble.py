@@ -94,6 +94,11 @@ def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
     (sources / "_runs.md").write_text("\n".join(origin.run_entry(found[name]) for name in sorted(found)))
 
 
+def write_longest(sources: Path, runs_folder: str) -> None:
+    if "paper" in experiments.book()["profiles"]:
+        (sources / "_longest.md").write_text(origin.published_of("paper", runs_folder) + "\n")
+
+
 def write_speed(sources: Path) -> None:
     """What was measured of speed, and what is predicted from it."""
     (sources / "_speed.md").write_text(f"{benchmarks.table().data}\n\n{benchmarks.sentence().data}\n")
@@ -112,6 +117,7 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
         write_rules(sources, json.loads((done / "results.json").read_text()))
     write_front(sources, json.loads((done / "results.json").read_text()), profile, runs_folder)
     write_runs(sources, profile, runs_folder)
+    write_longest(sources, runs_folder)
     if (sources / "how-fast.md").exists():
         write_speed(sources)
 

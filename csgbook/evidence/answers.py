@@ -74,18 +74,18 @@ def sentence(c: dict) -> str:
         return sentence
     unit, claim = UNITS.get(c["metric"], POINTS), "The authors' claim"
     if not c["over"]:
-        claim += f", {unit.told(c['paper'])[0]} within {unit.size(c['tolerance'])}"
+        claim += f", {unit.told(c['paper'])[0]} with a tolerance of {unit.size(c['tolerance'])}"
     return f"{sentence} {claim}: **{c['verdict'].removesuffix(': one seed')}**."
 
 
 def said(c: dict) -> str:
     unit, ours = UNITS.get(c["metric"], POINTS), c["ours"]
     if c["verdict"] == "not measurable":
-        return f"whether {either(c)} cannot be measured here: the statistic could not have come out otherwise"
+        return f"whether {either(c)} cannot be measured here: the score could not have come out otherwise"
     if not PAIR.search(c["answer"]):
         return c["answer"].format(ours=unit.told(ours)[0]) + band(c, unit)
     if c["low"] is None:
-        return f"in one run of each network {chosen(c, ours)}, by {unit.size(ours)}; one run decides nothing"
+        return f"in one run of each network, {chosen(c, ours)}, by {unit.size(ours)}; one run decides nothing"
     if not c["low"] <= 0 <= c["high"]:
         paper = f"; in the paper: {way(c, c['paper'])}, by {unit.size(c['paper'])}" if c["over"] and c["paper"] else ""
         return f"{chosen(c, ours)}, by {unit.size(ours)}{band(c, unit)}{paper}"
@@ -117,12 +117,12 @@ def either(c: dict) -> str:
 def sure(known: Sequence[dict]) -> str:
     seeds = sorted({c["n"] for c in known})
     if seeds == [1]:
-        return "Not at all: there is one run of each network."
+        return "Not at all: each comparison rests on one run of each network."
     told = (
         f"{' or '.join(map(str, seeds))} seeds of each network, 95 % intervals in brackets ({{doc}}`how we judge <verdicts>`)."
     )
     if any("we cannot tell" in said(c) for c in known):
-        told += " So few seeds miss small effects: that we cannot tell does not mean that there is no difference."
+        told += " With so few seeds small effects go unseen: that we cannot tell does not mean that there is no difference."
     return told
 
 
@@ -131,6 +131,6 @@ def about_schedule(c: dict) -> str:
     if c["data"] != ["cifar10"]:
         return "Images, network and schedule are others than the paper's, so its numbers need not agree with ours."
     return (
-        f"Our schedule is short: {c['schedule']}. The accuracy in CSG's paper points to 200 epochs with a learning rate that "
-        "drops in steps, so directions may carry over and sizes need not."
+        f"Our schedule is short ({c['schedule']}). The accuracy in CSG's paper points to 200 epochs with a learning rate that "
+        "drops in steps; directions may carry over, sizes need not."
     )

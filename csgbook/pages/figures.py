@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from csgbook.evidence.verdicts import last_weights, removed_filters, responses
+from csgbook.pages.tables import percent
 from csglib import data
 from csglib.analysis import metrics
 from csglib.analysis.information import entropy
@@ -184,7 +185,7 @@ def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figu
         share = metrics.overlap(M, run.readout.gate)
         column[0].set_title(f"{name}: {'best class' if run.readout.gate is None else 'gate'}", loc="left")
         column[1].set_title("information, nats", loc="left")
-        column[2].set_title(f"product: {share:.0%} of the information", loc="left")
+        column[2].set_title(f"product: {percent(share)} of the information", loc="left")
         column[2].set_xlabel("filter, sorted by class")
         for ax in column:
             ax.set_yticks(range(len(classes)), classes, fontsize=6)
@@ -258,7 +259,9 @@ def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
     top = max((mean.nan_to_num().max().item() for mean in means.values()), default=1.0)
     for ax, (name, run) in zip(axes[:, 0], runs.items(), strict=True):
         im = draw_matrix(ax, means[name][:, metrics.owners(run.readout).argsort(stable=True)], top)
-        ax.set_title(f"{name}: {metrics.own_share(run.readout):.0%} of a centre lies in the class's own filters", loc="left")
+        ax.set_title(
+            f"{name}: {percent(metrics.own_share(run.readout))} of a centre lies in the class's own filters", loc="left"
+        )
         ax.set_yticks(range(len(classes)), classes, fontsize=6)
     if runs:
         fig.colorbar(im, ax=axes, label="mean activation")
@@ -320,7 +323,7 @@ def clusters(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1500) -> F
         share = pca.explained_variance_ratio_.sum()
         tsne = TSNE(2, init="pca", perplexity=min(30, len(a) // 4), random_state=0, n_jobs=1)
         for ax, points, title in (
-            (row[0], pca.transform(a), f"{name}, PCA ({share:.0%} of the variance)"),
+            (row[0], pca.transform(a), f"{name}, PCA ({percent(share)} of the variance)"),
             (row[1], tsne.fit_transform(a), f"{name}, t-SNE"),
         ):
             for c, label in enumerate(classes):

@@ -35,6 +35,10 @@ def spread(values: list[float | None], digits: int = 4) -> str:
     return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
+def percent(x: float, digits: int = 0) -> str:
+    return f"{100 * x:.{digits}f} %"
+
+
 def commit(p: dict, digits: int = 8) -> str:
     """Of what made a run or a measurement."""
     return f"`{(p['commit'] or 'unknown')[:digits]}`" + (" (dirty)" if p.get("dirty") else "")
@@ -43,12 +47,14 @@ def commit(p: dict, digits: int = 8) -> str:
 def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[str, float]]]) -> Markdown:
     """One row a metric; for each experiment ours, as mean and standard deviation over seeds, and what others report.
 
-    `others` maps a column's name to experiment -> metric -> value.
+    `others` maps a column's name to experiment -> metric -> value.  Without runs an experiment has no column of ours, unless
+    none has.
     """
     table = {"Measure": [*METRICS.values(), "runs"]}
     for experiment, group in runs.items():
         name = experiment.upper()
-        table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
+        if group or not any(runs.values()):
+            table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
         for who, values in others.items():
             if theirs := values.get(experiment):
                 unsure = {m: " (unconfirmed)" for m in claims.UNCONFIRMED if m in theirs}
@@ -246,7 +252,7 @@ def cost() -> Markdown:
     low, high = max(c["quartiles"].values(), key=lambda q: q[1] - q[0])
     return Markdown(
         f"Times are medians of {c['rounds']} rounds of {c['steps']} steps of each method in turn, in the mean of its epochs' "
-        f"paths, relative to standard training in the same round, {c['milliseconds']['standard']:.0f} ms a step of "
+        f"paths, relative to standard training in the same round, {c['milliseconds']['standard']:.0f} ms per step of "
         f"{c['batch_size']} images. The widest quartiles of a ratio are {low:.2f} and {high:.2f}. Measured on "
         f"{c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}, at commit {commit(c)}."
     )
