@@ -15,7 +15,7 @@ import nbformat
 from csgbook import experiments
 from csgbook.evidence import answers, schedules, simulate, verdicts
 from csgbook.explorers import worked
-from csgbook.pages import benchmarks, first_page, gpu_costs, origin
+from csgbook.pages import benchmarks, first_page, gpu_costs, origin, scoreboard
 from csglib import Problem, runs
 from csglib.paths import ROOT
 
@@ -58,9 +58,15 @@ def write_results(sources: Path, results: list[dict]) -> None:
     for page in dict.fromkeys(c["page"] for c in results):
         judged = [c for c in results if c["page"] == page]
         title = nbformat.read(sources / f"{page}.ipynb", as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
-        told = f"{answers.sentences(judged)}\n\nMore: {{doc}}`{page}`."
-        sections.append(f"## {title}\n\n{told}\n\n{verdicts.markdown(judged)}")
-    (sources / "_results.md").write_text("\n".join(sections))
+        told = f":::{{div}} told\n{answers.sentences(judged)}\n\nMore: {{doc}}`{page}`.\n:::"
+        groups = [c for c in judged if not c["question"]], [c for c in judged if c["question"]]
+        parts = [
+            f"::::{{div}} of-{name}\n**{head}**\n\n{verdicts.markdown(group)}\n::::"
+            for (name, head), group in zip(scoreboard.GROUPS.items(), groups, strict=True)
+            if group
+        ]
+        sections.append("\n\n".join([f"## {title}", told, *parts]))
+    (sources / "_results.md").write_text("\n\n".join([scoreboard.choice(), *sections]))
 
 
 def write_rules(sources: Path, results: list[dict]) -> None:

@@ -23,6 +23,11 @@ from csglib.runs import Run
 from csglib.runs.inference import sample, sample_maps
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"  # of Okabe and Ito's palette, safe for colour-blind readers
+COLOURS = {  # of a network, the same in every figure and on the first page
+    "csg": BLUE, "std": ORANGE, "matched": GREY, "picnn": "#009e73", "icnn": "#cc79a7",
+    "csg-joint": "#56b4e9", "fixed": "#000000", "picnn-random": "#e69f00",
+    "alternating": BLUE, "joint": ORANGE,
+}  # fmt: skip
 STYLE = {
     "figure.dpi": 200,  # twice what a page shows, for sharp screens
     "font.size": 9,
@@ -129,7 +134,8 @@ def shade_gated(ax, history: pd.DataFrame) -> None:
 def compare(runs: dict[str, list[Run]]) -> Figure:
     """Test accuracy of the standard path and density of the gate: a mean over seeds per experiment, its band all seeds."""
     fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 3.9), sharex=True, height_ratios=(2, 1), layout="constrained")
-    for (name, group), color, dash in zip(runs.items(), (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
+    for (name, group), dash in zip(runs.items(), ("-", "--", ":"), strict=False):
+        color = COLOURS.get(name.lower(), GREY)
         for ax, column in ((top, "test_accuracy"), (low, "density")):
             if values := [history[column] for run in group if column in (history := pd.DataFrame(run.history))]:
                 draw_seeds(ax, pd.concat(values, axis=1), color, dash, name)
@@ -303,7 +309,7 @@ def trade(runs: dict[str, list[Run]]) -> Figure:
     fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for i, (name, group) in enumerate((name, group) for name, group in runs.items() if group):
         points = [[run.metrics[m] for run in group] for m in ("accuracy", "mis")]
-        ax.plot(*points, "os^Dv<>P"[i % 8], ms=5, color=plt.cm.tab10(i), label=name)
+        ax.plot(*points, "os^Dv<>P"[i % 8], ms=5, color=COLOURS.get(name, GREY), label=name)
     ax.set(xlabel="test accuracy", ylabel="MIS, nats")
     ax.grid(lw=0.3)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -42,7 +42,7 @@ def told(values: Iterable[float], digits: int = 3, sign: str = "", share: bool =
     if interval is None:
         return mean
     low, high = np.clip(interval, 0, 1) if share and not sign else interval
-    return f"{mean} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+    return f"{mean} ({low:{sign}.{digits}f}\u00a0to\u00a0{high:{sign}.{digits}f})"  # breaks before the bracket alone
 
 
 def table(rows: dict[str, dict[str, str]], corner: str) -> Markdown:

@@ -53,7 +53,7 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
                     "Recipe": recipe_words(group[0].recipe),
                     "Commit": joined(lambda run: commit(run.provenance), group),
                     "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
-                    "Minutes per run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
+                    "Minutes per run": minutes(group),
                 }
             )
             commands += [run.recipe.command for run in group]
@@ -63,6 +63,11 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
     told = forms([run for group in runs.values() for run in group])
     return Markdown(f"{table}\n\n{told}\n\n:::{{dropdown}} Run it again\n```sh\n{again}\n```\n:::\n")
+
+
+def minutes(group: list[Run]) -> str:
+    values = [run.provenance["train_seconds"] / 60 for run in group]
+    return spread(values, 0 if min(values) >= 1 else 1)
 
 
 def forms(group: list[Run]) -> str:
@@ -78,7 +83,7 @@ def forms(group: list[Run]) -> str:
 def recipe_words(recipe: Recipe) -> str:
     """The schedule, and what else differs from the defaults, without the seed."""
     told = {"seed", "epochs", "dataset", "lr_schedule"}
-    rest = [f"`{name} {value}`" for name, value in recipe.changed().items() if name not in told]
+    rest = [f"`{name} {str(value).replace(',', ', ')}`" for name, value in recipe.changed().items() if name not in told]
     return ", ".join([schedule(recipe), *rest])
 
 
@@ -91,7 +96,7 @@ def missing(recipes: list[Recipe]) -> Markdown:
     if not recipes:
         return Markdown("All runs of this page are there.")
     commands = "\n".join(recipe.command for recipe in recipes)
-    told = f"Not run yet, so not in the numbers above:\n\n```sh\n{commands}\n```"
+    told = f":::{{dropdown}} Not run yet, so not in the numbers above: {len(recipes)}\n```sh\n{commands}\n```\n:::\n"
     if left := [r.name for recipe in recipes for r in siblings(recipe)]:
         told += f"\n\nThere, but computed otherwise than the runs above: {', '.join(f'`{name}`' for name in left)}."
     return Markdown(told)

@@ -1,6 +1,6 @@
 """Tables and sentences that pages show.  Each function takes runs and returns Markdown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pandas as pd
@@ -62,11 +62,14 @@ def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[s
     return markdown(pd.DataFrame(table))
 
 
-def statistics(rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3) -> Markdown:
-    """One row a statistic, one column an experiment: mean and standard deviation over seeds."""
+def statistics(
+    rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3, counts: Collection[str] = ()
+) -> Markdown:
+    """One row a statistic, one column an experiment: mean and standard deviation over seeds, of counts with one digit."""
     table = {"Measure": [*rows, "runs"]}
     for name, group in runs.items():
-        table[name] = [*(spread([row(run) for run in group], digits) for row in rows.values()), str(len(group))]
+        table[name] = [*(spread([row(run) for run in group], 1 if title in counts else digits) for title, row in rows.items())]
+        table[name].append(str(len(group)))
     return markdown(pd.DataFrame(table))
 
 
@@ -166,7 +169,7 @@ def representation(runs: dict[str, list[Run]], n: int = 2000) -> Markdown:
         "Most filters of a class": lambda run: owned(run).max().item(),
         "Dead filters (no activation on any test image)": lambda run: (run.readout.features.amax(0) <= 0).double().sum().item(),
     }
-    return statistics(rows, runs)
+    return statistics(rows, runs, counts=list(rows)[3:])
 
 
 def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
