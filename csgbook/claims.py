@@ -30,7 +30,9 @@ class Claim:
     paper: float | None = None  # the paper's value; for an ordering the difference of its two values
     source: str | None = None  # where the claim or its value was read; a value without one is not used
     tolerance: float | None = None  # of a number, how far our interval may reach to both sides; of an ordering, how much lower
-    answer: str | None = None  # the words for {ours} in the page's one-sentence answer; None leaves the claim out of it
+    answer: str | None = (
+        None  # its sentence at the head of the page, <told of a positive value|of a negative one>, or with {ours}
+    )
     stated: bool = False  # whether the sentence itself states the value, for any schedule; else it was measured on the paper's
 
     @property
@@ -51,12 +53,12 @@ CLAIMS = (
     Claim(
         "accuracy-order", "table1", "CSG classifies better than standard training.",
         "accuracy", "csg", over="std", paper=0.0023, source=SECOND_HAND,
-        answer="CSG's accuracy differs from that of standard training by {ours:+.4f}",
+        answer="CSG classifies <better|worse> than standard training",
     ),
     Claim(
         "accuracy-matched", "table1", "CSG classifies better than the same number of standard epochs without the gated ones.",
         "accuracy", "csg", over="matched", source=OURS,
-        answer="from that of its own standard epochs alone by {ours:+.4f}",
+        answer="CSG classifies <better|worse> than a network that trains its standard epochs alone",
     ),
     Claim(
         "mis-csg", "table1", "The mutual information score of the CSG network is 0.1603 nats.",
@@ -69,7 +71,7 @@ CLAIMS = (
     Claim(
         "mis-order", "table1", "CSG's filters have higher mutual information with the class than those of standard training.",
         "mis", "csg", over="std", paper=0.0484, source=SECOND_HAND,
-        answer="its mutual information score by {ours:+.4f} nats",
+        answer="CSG's filters have <higher|lower> mutual information with the class than those of standard training",
     ),
     Claim(
         "mis-matched", "table1",
@@ -83,35 +85,38 @@ CLAIMS = (
     Claim(
         "alternate-order", "training-curves", "Alternating the two paths trains a better classifier than minimising their sum.",
         "accuracy", "alternating", over="joint", source=RECALLED,
-        answer="alternating the paths instead of adding their losses changes the accuracy by {ours:+.4f}",
+        answer="alternating the two paths trains a <better|worse> classifier than adding their losses in every step",
     ),
     Claim(
         "overlap-order", "gate-and-information",
         "CSG's information lies where its gate is open, more than a standard network's lies on each filter's best class.",
         "overlap", "csg", over="std", source=REDRAWN,
-        answer="the share of the filters' information that lies on one class each is larger by {ours:+.3f} with CSG",
+        answer="CSG's gate covers a <larger|smaller> share of the filters' information than the best one-hot "
+        "assignment does in a standard network",
     ),
     Claim(
         "weights-order", "filter-correlation",
         "The weights of filters of one class resemble each other, more than those of different classes: more so with CSG.",
         "weight_contrast", "csg", over="std", source=NOTEBOOK,
-        answer="CSG changes the contrast between |cos| within and between classes by {ours:+.3f} for the weights",
+        answer="the weights of one class's filters, compared with those of other classes, are <more|less> alike "
+        "with CSG than with standard training",
     ),
     Claim(
         "responses-order", "filter-correlation",
         "The responses of filters of one class resemble each other, more than those of different classes: more so with CSG.",
         "response_contrast", "csg", over="std", source=OURS,
-        answer="by {ours:+.3f} for the responses",
+        answer="the responses of one class's filters to the test images, compared in the same way, are <more|less> "
+        "alike with CSG",
     ),
     Claim(
         "removed-csg", "filter-removal", "Without the filters of a class, CSG's network no longer recognises that class.",
         "removed_own", "csg", paper=0.0, source=NOTEBOOK, tolerance=0.01, stated=True,
-        answer="CSG's network has {ours:.3f} accuracy left on a class whose filters are removed",
+        answer="without the filters of a class CSG's network still recognises {ours} % of its images",
     ),
     Claim(
         "kept-csg", "filter-removal", "The accuracy on the other classes stays.",
         "removed_gain", "csg", paper=0.0, source=NOTEBOOK, tolerance=0.01, stated=True,
-        answer="and its accuracy on the others changes by {ours:+.3f}",
+        answer="accuracy on the other classes then <rises|falls>",
     ),
     Claim(
         "removed-order", "filter-removal",
@@ -122,42 +127,47 @@ CLAIMS = (
         "centre-order", "representation",
         "A larger share of a class's mean activation falls on its own filters than in a standard network.",
         "own_share", "csg", over="std", source=NOTEBOOK,
-        answer="with CSG the share of a class's mean activation that falls on its own filters changes by {ours:+.3f}",
+        answer="with CSG a <larger|smaller> share of a class's mean activation falls on its own filters than with "
+        "standard training",
     ),
     Claim(
         "sparse-order", "representation", "The features of an image are sparser than in a standard network.",
         "hoyer", "csg", over="std", source=NOTEBOOK,
-        answer="the sparsity of an image's features by {ours:+.3f}",
+        answer="an image's features are <more|less> sparse with CSG than with standard training",
     ),
     Claim(
         "learned-mis", "what-matters", "A learned gate makes filters more informative than one drawn at random and fixed.",
         "mis", "alternating", over="random", source=OURS,
-        answer="learning the gate instead of drawing it at random changes the mutual information score by {ours:+.4f} nats",
+        answer="a learned gate gives filters with <higher|lower> mutual information than one that is drawn at "
+        "random and fixed",
     ),
     Claim(
         "learned-accuracy", "what-matters", "A learned gate makes a better classifier than one drawn at random and fixed.",
         "accuracy", "alternating", over="random", source=OURS,
-        answer="the accuracy by {ours:+.4f}",
+        answer="a learned gate makes a <better|worse> classifier than one that is drawn at random and fixed",
     ),
     Claim(
         "meaning-mis", "what-matters",
         "A random gate that follows the class gives higher mutual information than one with shuffled labels.",
         "mis", "random", over="shuffled", source=OURS,
+        answer="a random gate gives filters with <higher|lower> mutual information if its rows follow the class than if they "
+        "are shuffled",
     ),
     Claim(
         "picnn-mis", "picnn", "PICNN's filters have higher mutual information with the class than those of standard training.",
         "mis", "picnn", over="std", source=ABSTRACT,
-        answer="PICNN's mutual information score differs from that of standard training by {ours:+.4f} nats",
+        answer="PICNN's filters have <higher|lower> mutual information with the class than those of standard training",
     ),
     Claim(
         "picnn-accuracy", "picnn", "Its accuracy is higher, equal, or at most half a point lower.",
         "accuracy", "picnn", over="std", source=ABSTRACT, tolerance=0.005,
-        answer="its accuracy by {ours:+.4f}",
+        answer="PICNN classifies <better|worse> than standard training",
     ),
     Claim(
         "picnn-cluster", "picnn",
         "Without the filters of the true class PICNN's network is wrong more often than the standard one.",
         "acc3", "std", over="picnn", source=OURS,
+        answer="without the filters of the true class PICNN's network recognises <fewer|more> images than a standard one",
     ),
     Claim(
         "picnn-learned", "picnn", "A learned correspondence gives higher mutual information than a fixed random assignment.",
@@ -166,23 +176,24 @@ CLAIMS = (
     Claim(
         "icnn-place", "icnn", "ICNN's filters fire in one place of the map: their activation has a smaller spatial spread.",
         "reach", "std", over="icnn", source=ICNN,
-        answer="a filter's activation spreads {ours:+.2f} pixels of the map wider with standard training than with ICNN",
+        answer="a filter's activation is spread over a <larger|smaller> part of the map with standard training than "
+        "with ICNN",
     ),
     Claim(
         "icnn-mis", "icnn",
         "Its filters fire for one class each, so they have higher mutual information than those of standard training.",
         "mis", "icnn", over="std", source=ICNN,
-        answer="ICNN's mutual information score differs from that of standard training by {ours:+.4f} nats",
+        answer="ICNN's filters have <higher|lower> mutual information with the class than those of standard training",
     ),
     Claim(
         "which-mis", "which-one", "PICNN's filters have higher mutual information with the class than CSG's.",
         "mis", "picnn", over="csg", source=OURS,
-        answer="PICNN's mutual information score differs from CSG's by {ours:+.4f} nats",
+        answer="PICNN's filters have <higher|lower> mutual information with the class than CSG's",
     ),
     Claim(
         "which-accuracy", "which-one", "PICNN classifies better than CSG.",
         "accuracy", "picnn", over="csg", source=OURS,
-        answer="its accuracy by {ours:+.4f}",
+        answer="PICNN classifies <better|worse> than CSG",
     ),
     Claim(
         "which-fixed", "which-one", "CSG's learned gate gives higher mutual information than a fixed random assignment.",
@@ -195,22 +206,22 @@ CLAIMS = (
     Claim(
         "animals-accuracy", "localisation", "A network fine-tuned on animals classifies them better with CSG.",
         "accuracy", "animals-csg", over="animals-std", source=RECALLED,
-        answer="on animals CSG's accuracy differs from that of standard training by {ours:+.4f}",
+        answer="CSG classifies animals <better|worse> than standard training does",
     ),
     Claim(
         "animals-mis", "localisation", "Its filters have higher mutual information with the class.",
         "mis", "animals-csg", over="animals-std", source=RECALLED,
-        answer="its mutual information score by {ours:+.4f} nats",
+        answer="CSG's filters have <higher|lower> mutual information with the kind of animal",
     ),
     Claim(
         "cam-order", "localisation", "The hottest 30 % of its class activation maps overlap more with the box of the object.",
         "cam_iou", "animals-csg", over="animals-std", source=NOTEBOOK,
-        answer="the overlap of class activation maps with boxes by {ours:+.4f}",
+        answer="CSG's class activation maps overlap <more|less> with the object than those of standard training",
     ),
     Claim(
         "activation-order", "localisation", "The activation of single filters overlaps more with the object of their class.",
         "activation_iou", "animals-csg", over="animals-std", source=TASK,
-        answer="that of single filters by {ours:+.4f}",
+        answer="the activation of CSG's single filters overlaps <more|less> with the object",
     ),
     Claim(
         "firing-order", "localisation", "It does so too where its threshold is taken among the places in which it fires.",
@@ -219,7 +230,7 @@ CLAIMS = (
     Claim(
         "gradient-order", "localisation", "The pixels that move the filters which a class excites most overlap more with it.",
         "gradient_iou", "animals-csg", over="animals-std", source=TASK,
-        answer="that of the gradients of filters by {ours:+.4f}",
+        answer="the gradients of CSG's filters overlap <more|less> with the object",
     ),
     Claim(
         "box-order", "localisation", "With the photograph around it left in, the object's box is found more often.",
@@ -229,12 +240,12 @@ CLAIMS = (
         "detection-order", "adversarial",
         "Adversarial images are detected more surely from the features of CSG's network: a smaller error.",
         "detection", "std", over="csg", source=TASK,
-        answer="the error of detecting adversarial images is larger by {ours:+.4f} with standard training than with CSG",
+        answer="the detector errs <more|less> often on the features of a standard network than on those of CSG",
     ),
     Claim(
         "detection-matched", "adversarial", "The error is smaller than with CSG's standard epochs alone.",
         "detection", "matched", over="csg", source=OURS,
-        answer="and by {ours:+.4f} with the same standard epochs alone",
+        answer="it errs <more|less> often on those of a network that trains CSG's standard epochs alone",
     ),
     Claim(
         "detection-fgsm", "adversarial", "The error is smaller with CSG under FGSM.",
@@ -257,33 +268,34 @@ CLAIMS = (
         "leak-followed", "label-leak",
         "Given the row of a wrong class, CSG's gated path names that class more often than a standard network masked likewise.",
         "followed", "csg", over="std", source=OURS,
-        answer="given the row of a wrong class, CSG's gated path names that class more often than a standard network masked "
-        "likewise, by {ours:+.3f}",
+        answer="given the row of a wrong class, CSG's gated path names that class <more|less> often than a standard "
+        "network masked likewise",
     ),
     Claim(
         "leak-without-label", "label-leak",
         "Without a label, by the class that scores most under its own row, CSG recognises more than a standard network does.",
         "by_own_row", "csg", over="std", source=OURS,
-        answer="without a label, the class that scores most under its own row is right more often, by {ours:+.3f}",
+        answer="without a label, the class that scores most under its own row is right <more|less> often with CSG "
+        "than with standard training",
     ),
     Claim(
         "leak-epochs", "label-leak",
         "Over CSG's gated epochs test accuracy gains less than standard training does over the same epochs.",
         "gated_change", "std", over="csg", source=OURS,
-        answer="and the test accuracy of standard training gains more than CSG's over the epochs in which CSG trains the gated "
-        "path, by {ours:+.4f} per epoch",
+        answer="test accuracy gains <more|less> with standard training than with CSG over the epochs in which CSG trains "
+        "its gated path",
     ),
     # Asked when the answer at 30 epochs was known, as the page says: only longer training tests these two
     Claim(
         "group-order", "explore",
         "Where each class may use its own filters alone, CSG keeps more accuracy than a standard network.",
         "one_group", "csg", over="std", source=OURS,
-        answer="where each class may use its own filters alone, CSG's accuracy minus that of a standard network is {ours:+.4f}",
+        answer="where each class may use its own filters alone, CSG keeps <more|less> accuracy than a standard network",
     ),
     Claim(
         "group-picnn", "explore", "Cut so, CSG keeps more accuracy than PICNN.",
         "one_group", "csg", over="picnn", source=OURS,
-        answer="and minus that of PICNN {ours:+.4f}",
+        answer="cut in the same way, CSG keeps <more|less> accuracy than PICNN",
     ),
 )  # fmt: skip
 

@@ -33,7 +33,7 @@ class Recipe:
     method: Name = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: Count = 30  # passes over the training images, of both paths together
     seed: Annotated[int, "[0, 1099511627776)"] = 0  # of the first weights, the images' order and augmentation, all draws
-    batch_size: Annotated[int, "[2, inf)"] = 128  # images a step; an incomplete last batch is left out
+    batch_size: Annotated[int, "[2, inf)"] = 128  # images per step; an incomplete last batch is left out
     lr: Positive = 0.2  # largest learning rate of the weights
     lr_schedule: Literal["onecycle", "steps"] = "onecycle"  # up for 30 %, then down to 0 | a tenth from 1/2, again from 3/4
     momentum: Annotated[float, "(0, 1)"] = 0.9  # of the weights' SGD, with Nesterov's correction
@@ -50,7 +50,7 @@ class Recipe:
     picnn_weight: NotNegative = 2.0  # lambda of PICNN's interpretation loss
     theta_lr: NotNegative = 1e-3  # Adam's learning rate of PICNN's matrix, constant
     theta_decay: NotNegative = 1e-4  # its weight decay, which pulls towards the uniform matrix
-    correspondence: Literal["learned", "random"] = "learned"  # PICNN's matrix; random: one class a filter, fixed
+    correspondence: Literal["learned", "random"] = "learned"  # PICNN's matrix; random: one class per filter, fixed
     template_weight: NotNegative = 1e-6  # of ICNN's filter loss in the first epoch; in epoch e divided by e
     holdout: Annotated[int, "[0, inf)"] = 0  # last training images as a validation set, read out in place of the test images
     weights: Literal["fresh", "imagenet"] = "fresh"  # where they start; the head is always fresh

@@ -76,7 +76,7 @@ def test_without_measurements_pages_say_which_tool_makes_them(tmp_path, monkeypa
     runs = {"csg": [run], "std": []}
     for shown in (attacked.detection(runs), attacked.success(runs), attacked.detection_curves(runs)):
         assert "python tools/detection.py" in shown.data
-    for shown in (located.scores(runs), located.filters_of_classes(runs)):
+    for shown in (located.scores(runs), located.filters_of_classes(runs), located.beside_a_guess(runs)):
         assert "python tools/localisation.py" in shown.data
     assert "python tools/trials.py" in located.trials().data
 
@@ -89,6 +89,18 @@ def test_the_table_of_scores_stands_beside_a_guess_without_a_network(kept, run):
     assert table["Wide crops, MaxBoxAcc"] == ["0.650", "0.800"]
     assert rows(located.filters_of_classes({"csg": [run]}))["csg"] == list("123456")
     assert rows(located.networks({"csg": [run], "std": []}))["std"][-1] == "0"
+
+
+def test_marks_of_scores_lie_beside_a_guess_without_a_network_and_what_cannot_be_measured_has_none(kept, run):
+    ax = located.beside_a_guess({"csg": [run], "std": []}).axes[0]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    y = names.index("ActivMap of firing places: IoU")
+    at = {round(line.get_ydata()[0] - y, 2): line.get_xdata()[0] for line in ax.lines if abs(line.get_ydata()[0] - y) < 0.5}
+    assert at == {-0.36: 0.55, -0.16: pytest.approx(0.2)} and len(ax.lines) == 2 * len(names) and not ax.texts
+    entry = measured.found("localisation", {"csg": [run]})["csg"][0]
+    entry["crops"]["tight"]["activation"]["zero_thresholds"] = 1.0
+    ax = located.dots({"csg": [entry]}).axes[0]
+    assert [t.get_text() for t in ax.texts] == ["not measurable: every threshold is 0"] and len(ax.lines) == 2 * len(names) - 1
 
 
 def test_trials_show_their_recipes(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT, open_page
 from test_book import PAGES
 
+from csgbook import claims
+
 pytestmark = pytest.mark.browser
 
 
@@ -77,6 +79,25 @@ def test_numbers_stay_on_one_line_and_code_is_a_small_one(site, browser):
     assert len(lines) > 20 and set(lines) == {1}
     heights = browser.execute_script("return [...document.querySelectorAll('details.hide')].map(d => d.offsetHeight)")
     assert len(heights) > 3 and all(24 <= h <= 32 for h in heights)  # not less, so that a finger finds it
+
+
+SHOWN = (
+    "return [...document.querySelectorAll('tbody tr')].filter(row => row.offsetHeight).map(row => row.className.split(' ')[0])"
+)
+
+
+def test_all_results_can_be_chosen_by_who_claims_and_by_verdict(site, browser):
+    open_page(browser, f"{site}/results.html", 1280)
+    every = browser.execute_script(SHOWN)
+    assert len(every) >= len(claims.CLAIMS) and set(every) <= {f"verdict-{kind}" for kind in ("yes", "no", "open", "none")}
+    browser.find_element("id", "show-open").click()
+    assert browser.execute_script(SHOWN) == ["verdict-open"] * every.count("verdict-open")
+    browser.find_element("id", "show-any").click()
+    parts = []
+    for group in ("papers", "book"):
+        browser.find_element("id", f"show-{group}").click()
+        parts.append(len(browser.execute_script(SHOWN)))
+    assert min(parts) > 0 and sum(parts) == len(every)
 
 
 def test_by_night_figures_are_inverted_and_photographs_are_not(site, browser):

@@ -51,7 +51,10 @@ def test_all_connections_are_the_network_itself_and_a_tenth_is_one_group_per_cla
     shown = e.view(e.start() | {"share": len(cut.LEVELS) - 1})
     mean = np.mean([metrics.accuracy(run.readout.logits, run.readout.labels) for run in runs])
     assert float(shown["numbers"][0][1]) == pytest.approx(mean, abs=2e-4)
-    assert shown["numbers"][2][1] == "640 of 640" and "moves the accuracy of CSG by +0.0 and again by +0.0" in shown["told"]
+    assert (
+        shown["numbers"][2][1] == "640 of 640"
+        and "changes accuracy by +0.0 points for CSG and +0.0 points for" in shown["told"]
+    )
     shown = e.view(e.start())
     assert shown["numbers"][2][1] == "64 of 640" and sum(int(row[3][0]) for row in shown["table"]["rows"]) == 64
     mean = 0

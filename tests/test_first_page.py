@@ -185,10 +185,15 @@ def test_runs_on_the_papers_schedule_are_told_as_soon_as_there_are_any(three):
     text = first_page.schedule_told(three, {"std": three["std"], "csg": three["csg"]})
     run = three["csg"][0]
     assert (
-        f"CSG {run.metrics['accuracy']:.4f} and {run.metrics['mis']:.3f} nats (1)" in text
+        f"CSG {run.metrics['accuracy']:.4f} and {run.metrics['mis']:.3f} nats (1 seed)" in text
         and "no run of that length" not in text
     )
-    assert "no run of that length" in first_page.schedule_told(three, {"std": [], "csg": three["csg"]})
+    one = first_page.schedule_told(three, {"std": [], "csg": three["csg"]})
+    assert (
+        f"so far, accuracy and mutual information score: CSG {run.metrics['accuracy']:.4f}" in one
+        and "others trained to" in one
+    )
+    assert "no run of that length" in first_page.schedule_told(three, {})
     assert "200 epochs" in text and "2 epochs with a one-cycle" in text
 
 

@@ -67,7 +67,7 @@ def test_an_exchange_takes_as_long_as_its_rings(gpus, seconds):
 
 def test_hours_and_price_follow_from_speed_and_exchange(small):
     one, two = gpu_costs.rows((1, 2), price=3.0, machines=PLAIN)
-    assert one["basis"] == "assumed: 10% to 40% of the H200's peak"
+    assert one["basis"] == "assumed: 10 % to 40 % of the H200's peak"
     assert one["images_per_second"] == pytest.approx((10, 40)) and one["steps"] == 100
     assert one["hours"] == pytest.approx((3 * 100 * 0.25 / 3600, 3 * 100 * 1.0 / 3600))
     assert one["price"] == pytest.approx([3 * h for h in one["hours"]])

@@ -57,20 +57,20 @@ def test_the_longest_schedule_that_can_decide_leads_and_the_others_stand_beside_
     assert [r["csg"][0].recipe.epochs for r in by_schedule] == [200, 30]
     judged = {c["id"]: c for c in verdicts.of_page("table1", *by_schedule)}
     order, matched, number = (judged[name] for name in ("accuracy-order", "accuracy-matched", "accuracy-std"))
-    assert order["schedule"] == "200 epochs, step schedule" and [c["schedule"] for c in order["also"]] == [
-        "30 epochs, one-cycle schedule"
+    assert order["schedule"] == "200 epochs, step learning-rate schedule" and [c["schedule"] for c in order["also"]] == [
+        "30 epochs, one-cycle learning-rate schedule"
     ]
-    assert matched["schedule"] == "30 epochs, one-cycle schedule" and matched["also"][0]["verdict"] == "inconclusive: one seed"
+    assert (
+        matched["schedule"] == "30 epochs, one-cycle learning-rate schedule"
+        and matched["also"][0]["verdict"] == "inconclusive: one seed"
+    )
     assert number["verdict"] != "inconclusive: another schedule" == number["also"][0]["verdict"]
     table = verdicts.markdown(list(judged.values())).splitlines()
     assert (
         sum(line.startswith("| *the same* |") for line in table) == len(judged) and len({t.count("|") for t in table[:19]}) == 1
     )
     text = verdicts.answer(list(judged.values()))
-    assert (
-        text.startswith("**After 200 epochs, step schedule: ")
-        and "interval holds 0; 3 seeds; after 30 epochs, one-cycle schedule" in text
-    )
+    assert text.count("(After 30 epochs, one-cycle learning-rate schedule.)") == 1  # matched alone, which the longer lacks
     named = schedules.named(by_schedule)
     assert set(named) == {f"{name}, {n} epochs" for name in METHODS for n in (200, 30)}
     assert {r.recipe.name for r in schedules.beside("table1", "quick")} == {r.recipe.name for g in named.values() for r in g}
@@ -105,19 +105,19 @@ def test_the_gap_is_told_by_length_with_what_is_missing_and_how_it_moves(trained
     assert [row[0] for row in rows] == ["10"] * 2 + ["30"] * 4 + ["200"] * 4
     assert rows[0][4] == "inconclusive: one seed" and rows[-3][:2] + rows[-3][4:] == [
         "200",
-        "CSG less MATCHED",
+        "CSG − MATCHED",
         "inconclusive: one seed",
         "1",
     ]
     assert "Not run here: MATCHED after 10 epochs." in text
-    assert "From 30 to 200 epochs the accuracy of CSG less STD moves by +0.0120" in text and "it rises" in text
-    assert text.count("From 30 to 200 epochs") == 2  # of MATCHED there is one seed
+    assert "- CSG − STD in accuracy rises from 30 to 200 epochs, by +0.0120" in text
+    assert text.count("from 30 to 200 epochs") == 2  # of MATCHED there is one seed
 
 
 def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
     published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
     text = growth.gap_table(schedules.lengths("quick")).data
-    assert "moves by +0.0000 (+0.0000 to +0.0000): no change is seen" in text
+    assert "does not change measurably from 30 to 200 epochs, by +0.0000 (+0.0000 to +0.0000)" in text
     c = verdicts.judge(claims.CLAIMS[2], trained((3, 3, 3)))
     assert growth.by_seed(c) == pytest.approx(dict(enumerate(np.subtract(ACCURACY["csg"], ACCURACY["std"]))))
     other = trained((3, 3, 3), **LONG)
@@ -127,7 +127,8 @@ def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
     }
     published(other, trained((3, 3, 3)), trained((0, 0, 0)))  # no seed in common
     assert (
-        "of CSG less STD is -0.0135 after 30 epochs and -0.0135 after 200" in growth.gap_table(schedules.lengths("quick")).data
+        "CSG − STD in accuracy: -0.0135 after 30 epochs and -0.0135 after 200"
+        in growth.gap_table(schedules.lengths("quick")).data
     )
 
 
@@ -176,8 +177,8 @@ def test_a_book_with_other_profiles_or_experiments_shows_what_it_has(monkeypatch
 def test_the_tables_of_metrics_name_their_schedules_and_the_papers_numbers_stand_in_the_first(trained, published):
     published(trained((3, 3, 3), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
     text = growth.metrics_tables(schedules.found("table1", "quick"), {"paper": claims.paper_values("table1")}).data
-    first, second = text.split("After 30 epochs, one-cycle schedule:")
-    assert first.startswith("After 200 epochs, step schedule:") and "0.9192" in first and "0.9192" not in second
+    first, second = text.split("After 30 epochs, one-cycle learning-rate schedule:")
+    assert first.startswith("After 200 epochs, step learning-rate schedule:") and "0.9192" in first and "0.9192" not in second
     assert "0.1000 (unconfirmed)" in first
 
 

@@ -31,8 +31,10 @@ def test_the_table_gives_mean_and_deviation_over_seeds_beside_the_papers_number(
     runs = {"std": [fake(0, 0.90), fake(1, 0.92)], "csg": []}
     table = tables.metrics_table(runs, {"paper": {"std": {"accuracy": 0.9169}}}).data
     accuracy = next(line for line in table.splitlines() if "Accuracy" in line)
-    assert [cell.strip() for cell in accuracy.split("|")[1:-1]] == ["Accuracy", "0.9100 ± 0.0141", "0.9169", "–"]
-    assert [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] == ["runs", "2", "", "0"]
+    assert [cell.strip() for cell in accuracy.split("|")[1:-1]] == ["Accuracy", "0.9100 ± 0.0141", "0.9169"]
+    assert [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] == ["runs", "2", ""]
+    empty = tables.metrics_table({"std": [], "csg": []}, {}).data.splitlines()[0]
+    assert "STD, ours" in empty and "CSG, ours" in empty
 
 
 def test_one_run_has_no_deviation_and_none_at_all_no_number():
@@ -48,7 +50,7 @@ def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run
     for run in runs["std"]:
         assert f"[{run.recipe.seed}](#run-{run.recipe.name})" in text
         assert run.recipe.command in text
-    assert "30 epochs, one-cycle schedule, `method standard`, `precision float32`" in text
+    assert "30 epochs, one-cycle learning-rate schedule, `method standard`, `precision float32`" in text
     assert "No run" in origin.strip({"std": []}).data
     assert "#run-" not in origin.strip(runs, published=False).data
 

@@ -10,7 +10,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from csgbook import claims, experiments, measured
-from csgbook.evidence import verdicts
+from csgbook.evidence import answers, verdicts
 from csgbook.evidence.verdicts import Claim, judge
 from csglib import Problem, runs
 from csglib.errors import Damaged, Occupied
@@ -42,7 +42,7 @@ def test_a_judged_number_carries_mean_interval_runs_and_schedule():
     assert (entry["low"], entry["high"]) == pytest.approx(stats.t.interval(0.95, 2, 0.921, stats.sem([0.920, 0.921, 0.922])))
     assert (entry["n"], entry["verdict"], entry["size"], entry["direction"]) == (3, "reproduced", "reproduced", None)
     assert entry["runs"] == [run.recipe.name for run in runs]
-    assert entry["schedule"] == "200 epochs, step schedule"
+    assert entry["schedule"] == "200 epochs, step learning-rate schedule"
     assert entry["id"] == "n" and entry["paper"] == 0.92 and entry["source"] == "table"
 
 
@@ -190,16 +190,16 @@ def test_holms_correction_marks_tests_of_the_whole_list():
     assert judged[1]["holm"] == ["direction"] and judged[2]["holm"] == []
     crowd = verdicts.corrected(judged[:2] + 10 * [judge(dataclasses.replace(ORDER, paper=None), weak)])
     assert crowd[0]["holm"] == ["direction", "size"] and crowd[1]["holm"] == []
-    table = verdicts.markdown(crowd[:2]).splitlines()
-    assert "size not** †" in table[2] and "reproduced** (" in table[3]
+    *_, first, second = [line for line in verdicts.markdown(crowd[:2]).splitlines() if line.startswith("| An order")]
+    assert "size not** †" in first and "reproduced** |" in second
 
 
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({}, "30 epochs, one-cycle schedule"),
-        ({"epochs": 200, "lr_schedule": "steps"}, "200 epochs, step schedule"),
-        ({"dataset": "cifar10-mini", "epochs": 3}, "cifar10-mini, 3 epochs, one-cycle schedule"),
+        ({}, "30 epochs, one-cycle learning-rate schedule"),
+        ({"epochs": 200, "lr_schedule": "steps"}, "200 epochs, step learning-rate schedule"),
+        ({"dataset": "cifar10-mini", "epochs": 3}, "cifar10-mini, 3 epochs, one-cycle learning-rate schedule"),
     ],
 )
 def test_a_schedule_in_words(fields, words):
@@ -214,7 +214,8 @@ def test_the_claims_are_testable_and_have_their_sources():
         assert claim.metric in verdicts.STATISTICS
         assert {claim.of, claim.over or claim.of} <= set(pages[claim.page]["experiments"])
         assert claim.source
-        assert claim.answer is None or "{ours:" in claim.answer
+        assert claim.answer is None or bool(answers.PAIR.search(claim.answer)) != ("{ours}" in claim.answer)
+        assert claim.answer is None or claim.over is None or answers.PAIR.search(claim.answer)
         assert claim.over or (claim.tolerance and claim.paper is not None), f"{claim.id} cannot be judged"
 
 
@@ -227,27 +228,83 @@ def test_the_papers_numbers_of_a_page_are_those_of_its_numeric_claims():
 
 def test_the_table_of_claims_has_a_row_each_and_no_number_where_there_is_none():
     judged = [judge(NUMERIC, {"csg": group("csg", 0.90, 0.92, 0.94)}), judge(ORDER, {})]
-    head, rule, number, order, *_, source = verdicts.markdown(judged).splitlines()
+    schedule, _, head, rule, number, order, *_, source = verdicts.markdown(judged).splitlines()
+    assert schedule == "All runs: 30 epochs, one-cycle learning-rate schedule."
     assert {line.count("|") for line in (head, rule, number, order)} == {7}
-    assert "0.9200" in number and "**inconclusive: another schedule** (30 epochs, one-cycle schedule)" in number
+    assert "0.9200" in number and "**inconclusive: another schedule** |" in number
     assert source == "1. Table." and "source 1, tolerance 0.005" in number
     assert "csg [0](#run-cifar10-resnet20-csg-30e-s0-" in number and "[1](#run-cifar10-resnet20-csg-30e-s1-" in number
     assert "+0.0020" in order and order.count("–") == 3 and "**not run here**" in order
 
 
-def test_the_answer_is_one_sentence_of_the_claims_that_have_words_for_it():
-    told = dataclasses.replace(NUMERIC, answer="the accuracy is {ours:.2f}")
-    also = dataclasses.replace(ORDER, answer="and beats the other by {ours:+.3f}")
-    runs = {"csg": group("csg", 0.90, 0.92, 0.94), "std": group("standard", 0.8, 0.8, 0.8)}
-    text = verdicts.answer([judge(told, runs), judge(ORDER, runs), judge(also, runs)])
-    assert text == (
-        "**After 30 epochs, one-cycle schedule: the accuracy is 0.92 (inconclusive: another schedule; 3 seeds) "
-        "and beats the other by +0.120 (direction reproduced, size not; 3 seeds).**"
+BETTER = "CSG classifies <better|worse> than the other"
+ASKED = {"source": claims.OURS, "paper": None}
+WORDS = [  # our values, those of the other, changes of the claim, what is told
+    (
+        (0.90, 0.92, 0.94), (0.8, 0.8, 0.8), {},
+        "CSG classifies better than the other, by 12.0 percentage points (7.0 to 17.0); in the paper: better, by 0.2 "
+        "percentage points. The authors' claim: **direction reproduced, size not**.",
+    ),
+    (
+        (0.8, 0.8, 0.8), (0.90, 0.92, 0.94), ASKED,
+        "CSG classifies worse than the other, by 12.0 percentage points (7.0 to 17.0).",
+    ),
+    (
+        (0.90, 0.91, 0.92), (0.90, 0.92, 0.9), ASKED,
+        "We cannot tell whether CSG classifies better or worse than the other: a difference of +0.3 percentage points may be "
+        "chance (−3.5 to +4.1).",
+    ),
+    (
+        (0.9,), (0.8,), {},
+        "In one run of each network, CSG classifies better than the other, by 10.0 percentage points; one run decides nothing. "
+        "The authors' claim: **inconclusive**.",
+    ),
+    (
+        (0.9, 0.9, 0.9), (0.9, 0.9, 0.9), {},
+        "Whether CSG classifies better or worse than the other cannot be measured here: the score could not have come out "
+        "otherwise. The authors' claim: **not measurable**.",
+    ),
+    (
+        (0.5, 0.5001, 0.5), (0.5, 0.5, 0.5), ASKED,
+        "We cannot tell whether CSG classifies better or worse than the other: a difference of +0.003 percentage points may be "
+        "chance (−0.01 to +0.02).",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ours, other, changes, told", WORDS)
+def test_a_claim_is_told_by_what_its_interval_says(ours, other, changes, told):
+    claim = dataclasses.replace(ORDER, answer=BETTER, **changes)
+    c = judge(claim, {"csg": group("csg", *ours), "std": group("standard", *other)})
+    assert answers.sentence(c) == told
+
+
+def test_a_number_of_a_paper_is_told_with_the_paper_s():
+    told = dataclasses.replace(NUMERIC, answer="CSG recognises {ours} % of the images")
+    c = judge(told, {"csg": group("csg", 0.92, 0.921, 0.922, **PAPERS)})
+    assert answers.sentence(c) == (
+        "CSG recognises 92.1 % of the images (91.9 to 92.3). The authors' claim, 92.0 with a tolerance of 0.5 percentage "
+        "points: **reproduced**."
     )
-    asked = dataclasses.replace(also, source=claims.OURS, paper=None)  # the words put no question, so it gets no yes
-    assert "by +0.120 (interval excludes 0; 3 seeds)" in verdicts.answer([judge(asked, runs)])
-    assert "by +0.100 (inconclusive: one seed)" in verdicts.answer([judge(also, {n: group[:1] for n, group in runs.items()})])
-    assert verdicts.answer([judge(told, {}), judge(also, {})]).startswith("**Not answered yet:**")
+
+
+def test_the_box_has_answer_certainty_and_caveat():
+    order = dataclasses.replace(ORDER, answer=BETTER)
+    runs = {"csg": group("csg", 0.90, 0.92, 0.94), "std": group("standard", 0.9, 0.91, 0.9)}
+    text = verdicts.answer([judge(order, runs), judge(NUMERIC, runs)], "It may rain.")
+    assert text.count("\n- ") == 1 and "cannot tell does not mean that there is no difference" in text
+    assert "3 seeds of each network" in text and text.index("Answer") < text.index("How sure?") < text.index("Caveat.")
+    assert "30 epochs, one-cycle learning-rate schedule" in text and "It may rain." in text
+    one = verdicts.answer([judge(order, {n: side[:1] for n, side in runs.items()})])
+    assert "Not at all: each comparison rests on one run of each network." in one
+    longer = {"csg": group("csg", 0.90, 0.92, 0.94, **PAPERS), "std": group("standard", 0.8, 0.81, 0.8, **PAPERS)}
+    assert "Caveat" not in verdicts.answer([judge(order, longer)])
+    assert "cannot tell" not in verdicts.answer([judge(order, longer)])
+    assert verdicts.answer([judge(order, {})]) == answers.ABSENT
+    missing = dataclasses.replace(order, of="fixed", answer="fixed gates are <better|worse>")
+    assert "- Not measured yet: whether fixed gates are better or worse." in verdicts.answer(
+        [judge(order, runs), judge(missing, runs)]
+    )
 
 
 @pytest.mark.parametrize("name", verdicts.STATISTICS)

@@ -13,9 +13,9 @@ from pathlib import Path
 import nbformat
 
 from csgbook import experiments
-from csgbook.evidence import schedules, simulate, verdicts
+from csgbook.evidence import answers, schedules, simulate, verdicts
 from csgbook.explorers import worked
-from csgbook.pages import benchmarks, first_page, gpu_costs, origin
+from csgbook.pages import benchmarks, first_page, gpu_costs, origin, scoreboard
 from csglib import Problem, runs
 from csglib.paths import ROOT
 
@@ -58,8 +58,15 @@ def write_results(sources: Path, results: list[dict]) -> None:
     for page in dict.fromkeys(c["page"] for c in results):
         judged = [c for c in results if c["page"] == page]
         title = nbformat.read(sources / f"{page}.ipynb", as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
-        sections.append(f"## {title}\n\n{verdicts.answer(judged)} See {{doc}}`{page}`.\n\n{verdicts.markdown(judged)}")
-    (sources / "_results.md").write_text("\n".join(sections))
+        told = f":::{{div}} told\n{answers.sentences(judged)}\n\nMore: {{doc}}`{page}`.\n:::"
+        groups = [c for c in judged if not c["question"]], [c for c in judged if c["question"]]
+        parts = [
+            f"::::{{div}} of-{name}\n**{head}**\n\n{verdicts.markdown(group)}\n::::"
+            for (name, head), group in zip(scoreboard.GROUPS.items(), groups, strict=True)
+            if group
+        ]
+        sections.append("\n\n".join([f"## {title}", told, *parts]))
+    (sources / "_results.md").write_text("\n\n".join([scoreboard.choice(), *sections]))
 
 
 def write_rules(sources: Path, results: list[dict]) -> None:
@@ -93,6 +100,11 @@ def write_runs(sources: Path, profile: str, runs_folder: str) -> None:
     (sources / "_runs.md").write_text("\n".join(origin.run_entry(found[name]) for name in sorted(found)))
 
 
+def write_longest(sources: Path, runs_folder: str) -> None:
+    if "paper" in experiments.book()["profiles"]:
+        (sources / "_longest.md").write_text(origin.published_of("paper", runs_folder) + "\n")
+
+
 def write_speed(sources: Path) -> None:
     """What was measured of speed, and what is predicted from it."""
     (sources / "_speed.md").write_text(f"{benchmarks.table().data}\n\n{benchmarks.sentence().data}\n")
@@ -111,6 +123,7 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
         write_rules(sources, json.loads((done / "results.json").read_text()))
     write_front(sources, json.loads((done / "results.json").read_text()), profile, runs_folder)
     write_runs(sources, profile, runs_folder)
+    write_longest(sources, runs_folder)
     if (sources / "how-fast.md").exists():
         write_speed(sources)
 

@@ -29,7 +29,7 @@ from csglib.runs import provenance
 from csglib.training import trainer
 from csglib.training.loop import loop_of
 
-BATCH = {18: 16, 152: 4}  # images a step here, so that a step takes a few seconds and a few GB
+BATCH = {18: 16, 152: 4}  # images per step here, so that a step takes a few seconds and a few GB
 PICTURE = (500, 375)  # pixels of the photograph whose decoding is timed, as most of ImageNet's and VOC's are
 
 

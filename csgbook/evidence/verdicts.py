@@ -15,6 +15,7 @@ import torch
 from csgbook import measured
 from csgbook.claims import CLAIMS, UNCONFIRMED, Claim
 from csgbook.evidence import cut, leak, rules, schedules
+from csgbook.evidence.answers import answer as answer  # pages ask for it here
 from csgbook.evidence.from_images import class_matrix, reach
 from csglib import networks
 from csglib.analysis import attacks, metrics
@@ -116,9 +117,9 @@ HELD: dict[str, Callable[[Run], float]] = {  # values at which a method's own co
 
 def schedule(recipe: Recipe) -> str:
     """In words, since a verdict on another schedule than the paper's says so."""
-    form = {"onecycle": "one-cycle schedule", "steps": "step schedule"}[recipe.lr_schedule]
+    form = {"onecycle": "one-cycle", "steps": "step"}[recipe.lr_schedule]
     data = "" if recipe.dataset == "cifar10" else f"{recipe.dataset}, "
-    return f"{data}{recipe.epochs} epochs, {form}"
+    return f"{data}{recipe.epochs} epochs, {form} learning-rate schedule"
 
 
 def presumed(recipe: Recipe) -> bool:
@@ -160,6 +161,7 @@ def judge(claim: Claim, runs: dict[str, list[Run]]) -> dict:
         "behind": [
             (name, run.recipe.seed, run.recipe.name) for name, side in ((claim.of, first), (claim.over, second)) for run in side
         ],
+        "data": sorted({run.recipe.dataset for run in used}),
         "schedule": ", ".join(sorted({schedule(run.recipe) for run in used})) or None,
     }
 
@@ -220,26 +222,6 @@ def corrected(judged: Sequence[dict]) -> list[dict]:
     return [c | {"holm": [name for name in c["tests"] if (i, name) in survive]} for i, c in enumerate(judged)]
 
 
-def answer(judged: Sequence[dict]) -> str:
-    """What a page's claims say, in one sentence."""
-    told = [c for c in judged if c["answer"]]
-    if not told or any(c["ours"] is None for c in told):
-        return "**Not answered yet:** the runs that would tell are not here."
-    after = told[0]["schedule"]
-    other = [f"; after {c['schedule']}" if c["schedule"] != after else "" for c in told]
-    parts = [f"{c['answer'].format(ours=c['ours'])} ({in_brackets(c)}{more})" for c, more in zip(told, other, strict=True)]
-    text = ", ".join(parts).replace(", and ", " and ")
-    return f"**After {after}: {text}.**"
-
-
-def in_brackets(judged: dict) -> str:
-    """Behind a number: the verdict, or of a question, which the words do not put, whether the interval excludes zero."""
-    if judged["n"] < rules.SEEDS:
-        return judged["verdict"]
-    words = {"yes": "interval excludes 0", "no": "interval excludes 0", "open": "interval holds 0"}
-    return f"{words.get(judged['verdict'], judged['verdict'])}; {judged['n']} seeds"
-
-
 def seeds(judged: dict) -> dict[str, list[str]]:
     """Links to the entries of the runs behind a claim, each under its experiment by its seed."""
     links: dict[str, list[str]] = {}
@@ -254,19 +236,21 @@ def ends(low: float, high: float, sign: str = "") -> str:
     return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
 
 
-def row(judged: dict, paper: str, sign: str) -> str:
-    """What stands behind the verdict in the table: its schedule, the numbers, the runs."""
+def row(judged: dict, paper: str, sign: str, note: str = "") -> str:
+    """What stands behind the verdict in the table: its note, the numbers, the runs."""
     ours = "–" if judged["ours"] is None else f"{judged['ours']:{sign}.4f}"
     band = "–" if judged["low"] is None else ends(judged["low"], judged["high"], sign)
-    note = f" ({judged['schedule']})" if judged["ours"] is not None else ""
     runs = "; ".join(f"{of} {', '.join(links)}" for of, links in seeds(judged).items()) or "–"
     return f"{note} | {paper} | {ours} | {band} | {runs} |"
 
 
 def markdown(judged: Sequence[dict]) -> str:
-    """The table of claims, in Markdown."""
+    """The table of claims, in Markdown; the schedule of the runs stands above it, or in each row where they differ."""
     sources = list(dict.fromkeys(c["source"] for c in judged if c["source"]))
-    lines = ["| Claim | Verdict | Paper | Ours | 95 % interval | Seeds |", "|---|---|---|---|---|---|"]
+    every = {other["schedule"] for c in judged for other in [c, *c.get("also", ())] if other["ours"] is not None}
+    note = {schedule: f" ({schedule})" for schedule in every if len(every) > 1}
+    lines = [f"All runs: {schedule}.\n" for schedule in every if len(every) == 1]
+    lines += ["| Claim | Verdict | Paper | Ours | 95 % interval | Seeds |", "|---|---|---|---|---|---|"]
     for c in judged:
         sign = "+" if c["over"] else ""
         paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}" + " (unconfirmed)" * (c["metric"] in UNCONFIRMED)
@@ -274,7 +258,8 @@ def markdown(judged: Sequence[dict]) -> str:
         notes = [f"source {sources.index(c['source']) + 1}"] if c["source"] else []
         notes += [f"tolerance {c['tolerance']:g}"] if c["tolerance"] else []
         about = f" *({', '.join(notes)})*" if notes else ""
-        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{mark}{row(c, paper, sign)}")
-        lines += [f"| *the same* | {other['verdict']}{row(other, '', sign)}" for other in c.get("also", ())]
+        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{mark}{row(c, paper, sign, note.get(c['schedule'], ''))}")
+        for other in c.get("also", ()):
+            lines.append(f"| *the same* | {other['verdict']}{row(other, '', sign, note.get(other['schedule'], ''))}")
     listed = "\n".join(f"{i + 1}. {source[0].upper()}{source[1:]}." for i, source in enumerate(sources))
     return "\n".join(lines) + f"\n\nSources of the claims and of the paper's numbers:\n\n{listed}\n"

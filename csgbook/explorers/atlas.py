@@ -237,7 +237,7 @@ class Atlas:
             f'<figure class="{CLASS}" id="{uid}" aria-label="{self.title}" style="{self.sprite()}"><style>{style()}</style>'
             f'<div class="csg-controls atlas-controls" hidden><fieldset><legend>Network</legend>{boxes}</fieldset>'
             '<label class="atlas-check"><input type="checkbox" class="atlas-odd"> Only the flagged filters</label>'
-            '<label class="atlas-check"><input type="checkbox" class="atlas-lit" checked> Dim where the filter rests</label>'
+            '<label class="atlas-check"><input type="checkbox" class="atlas-lit" checked> Dim where it does not fire</label>'
             '<span><button type="button" data-step="-1">Previous</button> <button type="button" data-step="1">Next</button> '
             '<button type="button" class="atlas-json">Download as JSON</button></span></div>'
             f'<p class="csg-note" role="alert" hidden></p><div class="csg-view">{self.page(first.key, 0)}</div>'

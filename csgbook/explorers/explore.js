@@ -72,12 +72,12 @@ window.csgExplore = function (root) {
         }
         return { title: `${called[s]}: the connections that are left`, values, columns: K };
       });
-      const moved = called.map((name, s) => `${name} by ${points(now[s] - whole[s])}`).join(" and ");
+      const moved = called.map((name, s) => `${points(now[s] - whole[s])} points for ${name}`).join(" and ");
       const each = sides.map((i) => data.each.at(i).subarray(level * C, (level + 1) * C));
       return {
         numbers: [...called.map((name, s) => [`${name}, accuracy`, now[s].toFixed(4)]), ["Connections kept", `${n} of ${C * K}`],
           ["Per class, mean", `${(n / C).toFixed(1)} of ${K} filters`]],
-        told: `Cutting the other ${C * K - n} connections moves the accuracy of ${moved} points.`,
+        told: `Cutting the other ${C * K - n} connections changes accuracy by ${moved}.`,
         lines: { names: called, series: sides.map((i) => data.mean.at(i)), bands: sides.map((i) => [data.low.at(i), data.high.at(i)]),
           at: level, last: Math.max(data.axis.length - 1, 1) },
         matrices,

@@ -20,7 +20,7 @@ def answer(runs: dict[str, Run]) -> Markdown:
     specific = set(left) == {"STD", "CSG"} and left["CSG"][0] < 0.02 and left["STD"][0] > 0.1
     head = "With class-specific filters it does, in a standard network only in part. " if specific else ""
     told = [
-        f"{name} still recognises {100 * mine:.1f} % of its test images, and {100 * others:.1f} % of those of the others"
+        f"{name} still recognises {100 * mine:.1f} % of that class's test images, and {100 * others:.1f} % of the others"
         for name, (mine, others) in left.items()
     ]
     if not told:
@@ -38,8 +38,8 @@ def weight(shown: NetworkInPage) -> Markdown:
         size //= layer["stride"]
         products += 9 * layer["inputs"] * layer["outputs"] * size**2
     return Markdown(
-        f"Each network has {parameters:,} parameters and takes {products / 1e6:.0f} million multiplications and additions an "
-        f"image. The page carries both in {sum(len(n['base64']) for n in networks) / 1e6:.2f} MB."
+        f"Each network has {parameters:,} parameters and takes {products / 1e6:.0f} million multiply-adds per image. "
+        f"The page carries both in {sum(len(n['base64']) for n in networks) / 1e6:.2f} MB."
     )
 
 

@@ -63,14 +63,14 @@ def cut_view(data: dict, state: dict[str, int]) -> dict:
     whole = [float(data["mean"][i, -1]) for i in sides]
     keep = [data["rank"][i] < n for i in sides]
     shown = [k * (0.2 + 0.8 * (data["value"][i] / 255)) for k, i in zip(keep, sides, strict=True)]
-    moved = " and ".join(f"{name} by {points(x - all_)}" for name, x, all_ in zip(called, now, whole, strict=True))
+    moved = " and ".join(f"{points(x - all_)} points for {name}" for name, x, all_ in zip(called, now, whole, strict=True))
     return {
         "numbers": [
             *[[f"{name}, accuracy", fixed(x, 4)] for name, x in zip(called, now, strict=True)],
             ["Connections kept", f"{n} of {C * K}"],
             ["Per class, mean", f"{fixed(n / C, 1)} of {K} filters"],
         ],
-        "told": f"Cutting the other {C * K - n} connections moves the accuracy of {moved} points.",
+        "told": f"Cutting the other {C * K - n} connections changes accuracy by {moved}.",
         "lines": {
             "title": "Accuracy against the share of connections kept",
             "series": dict(zip(called, (data["mean"][i].tolist() for i in sides), strict=True)),
@@ -175,7 +175,9 @@ def filter_view(data: dict, state: dict[str, int]) -> dict:
         "told": f"Gate and information agree on {own}."
         if own == told
         else f"The gate gives this filter to {own}, and its activation tells most about {told}.",
-        "matrix": matrix("Histogram of the activation, one row a class, from rest to the largest", classes, np.sqrt(share)),
+        "matrix": matrix(
+            "Histogram of the activation, one row per class, from no activation to the largest", classes, np.sqrt(share)
+        ),
         "table": {"head": ["Class", "Gate", "Mutual information, nats", "Mean activation"], "rows": rows},
         "images": [[int(j), classes[data["of"][j]]] for j in data["best"][k]],
         "across": data["across"],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from csgbook import measured
 from csgbook.evidence.rules import interval
-from csgbook.pages.figures import BLUE, GREY, ORANGE, styled
+from csgbook.pages.figures import COLOURS, GREY, styled
 from csgbook.pages.origin import stamped, unmeasured
 from csgbook.pages.tables import grid, spread
 from csglib import data
@@ -60,7 +60,8 @@ def draw_curves(entries: dict[str, list[dict]]) -> Figure:
     fig, axes = plt.subplots(2, 3, figsize=(6.4, 4.2), sharex=True, layout="constrained")
     sizes = sorted({int(s) for es in entries.values() for e in es for a in e["attacks"].values() for s in a["errors"]})
     for ax, (attack, title) in zip(axes.flat, NAMES.items(), strict=False):
-        for i, ((name, es), colour, marker) in enumerate(zip(entries.items(), (BLUE, GREY, ORANGE), "os^", strict=False)):
+        for i, ((name, es), marker) in enumerate(zip(entries.items(), "os^", strict=False)):
+            colour = COLOURS.get(name, GREY)
             means = [np.mean([np.mean(v) for e in es if (v := errors_of(e, attack, s))] or [np.nan]) for s in sizes]
             ax.plot(sizes, means, color=colour, lw=1, label=name)
             for j, entry in enumerate(es):

@@ -6,17 +6,17 @@ import pandas as pd
 from IPython.display import Markdown
 
 from csgbook import measured
-from csgbook.pages.tables import markdown
+from csgbook.pages.tables import markdown, percent
 
 WHAT = {
-    "cpu_train": "CPU training by the plain loop, images a second, ten epochs with their start",
+    "cpu_train": "CPU training by the plain loop, images per second, ten epochs with their start",
     "cpu_float32": "The same in float32, as where bfloat16 is not native",
     "csg_step": "A gated step of CSG on a CPU",
     "csg_step_1000": "The same with 1,000 classes",
     "mis": "Mutual information on a CPU",
     "mis_memory_mb": "Memory that mutual information takes",
     "peak_rss_mb": "Memory that a CIFAR-10 training takes on a CPU",
-    "gpu_train": "GPU training, images a second",
+    "gpu_train": "GPU training, images per second",
     "gpu_run_s": "A run on a GPU",
     "fast_minus_plain": "Accuracy of the fast loop above the plain one's, the same seeds",
     "gpu_run8_s": "One of eight runs side by side on a GPU",
@@ -36,8 +36,15 @@ def table() -> Markdown:
             digits = 0 if row["unit"] == "MB" else 1 if row["value"] > 10 else 3
             value, low, high = (f"{v:,.{digits}f}" for v in (row["value"], *row["spread"]))
             value = f"{value} {row['unit']} ({low} to {high})"
-        told.append({"What": WHAT[row["name"]], "Value (quartiles)": value, "Against": row["against"], "Made on": made_on(row)})
+        told.append(
+            {"What": WHAT[row["name"]], "Value (quartiles)": value, "Over, or of": against(row), "Made on": made_on(row)}
+        )
     return markdown(pd.DataFrame(told)) if told else Markdown("Nothing has been measured yet: `make bench` does it.")
+
+
+def against(row: dict) -> str:
+    """What a ratio is taken over; of what is measured alone, only what was measured."""
+    return row["against"].removeprefix("nothing; ")
 
 
 def made_on(row: dict) -> str:
@@ -55,9 +62,9 @@ def sentence() -> Markdown:
         d = found["cpu_train"]
         rates = d["images_per_second"]
         told.append(
-            f"On the CPU the usual loop trained {rates['usual']:,} images a second, the plain loop here {rates['plain']:,} and "
-            f"the fast one {rates['fast']:,} after {d['fast_loop_starts_in_s']:.0f} seconds of compiling, which makes a ratio "
-            f"of {d['fast_loop']:.2f} over ten epochs."
+            f"On the CPU the usual loop trained {rates['usual']:,} images per second, the plain loop here {rates['plain']:,} "
+            f"and the fast one {rates['fast']:,} after {d['fast_loop_starts_in_s']:.0f} seconds of compiling, which makes a "
+            f"ratio of {d['fast_loop']:.2f} over ten epochs."
         )
     if "cpu_float32" in found:
         d = found["cpu_float32"]
@@ -65,8 +72,8 @@ def sentence() -> Markdown:
         step, share = 128_000 / d["images_per_second"]["float32"], d["convolutions_gflops"] / d["product_gflops"]
         told.append(
             f"With oneDNN's instructions limited to {d['isa']} the usual loop trained {d['images_per_second']['usual']:,} "
-            f"images a second, ours {rates}. Convolutions take {d['convolutions_ms']:.0f} ms of a step of {step:.0f} ms, "
-            f"at {share:.0%} of the rate of a product of two large matrices, which limits what any other loop could gain."
+            f"images per second, ours {rates}. Convolutions take {d['convolutions_ms']:.0f} ms of a step of {step:.0f} ms, "
+            f"at {percent(share)} of the rate of a product of two large matrices, which limits what any other loop could gain."
         )
     if "mis" in found:
         d = found["mis"]

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from csgbook.evidence.verdicts import last_weights, removed_filters, responses
+from csgbook.pages.tables import percent
 from csglib import data
 from csglib.analysis import metrics
 from csglib.analysis.information import entropy
@@ -22,6 +23,11 @@ from csglib.runs import Run
 from csglib.runs.inference import sample, sample_maps
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"  # of Okabe and Ito's palette, safe for colour-blind readers
+COLOURS = {  # of a network, the same in every figure and on the first page
+    "csg": BLUE, "std": ORANGE, "matched": GREY, "picnn": "#009e73", "icnn": "#cc79a7",
+    "csg-joint": "#56b4e9", "fixed": "#000000", "picnn-random": "#e69f00",
+    "alternating": BLUE, "joint": ORANGE,
+}  # fmt: skip
 STYLE = {
     "figure.dpi": 200,  # twice what a page shows, for sharp screens
     "font.size": 9,
@@ -128,7 +134,8 @@ def shade_gated(ax, history: pd.DataFrame) -> None:
 def compare(runs: dict[str, list[Run]]) -> Figure:
     """Test accuracy of the standard path and density of the gate: a mean over seeds per experiment, its band all seeds."""
     fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 3.9), sharex=True, height_ratios=(2, 1), layout="constrained")
-    for (name, group), color, dash in zip(runs.items(), (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
+    for (name, group), dash in zip(runs.items(), ("-", "--", ":"), strict=False):
+        color = COLOURS.get(name.lower(), GREY)
         for ax, column in ((top, "test_accuracy"), (low, "density")):
             if values := [history[column] for run in group if column in (history := pd.DataFrame(run.history))]:
                 draw_seeds(ax, pd.concat(values, axis=1), color, dash, name)
@@ -184,7 +191,7 @@ def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figu
         share = metrics.overlap(M, run.readout.gate)
         column[0].set_title(f"{name}: {'best class' if run.readout.gate is None else 'gate'}", loc="left")
         column[1].set_title("information, nats", loc="left")
-        column[2].set_title(f"product: {share:.0%} of the information", loc="left")
+        column[2].set_title(f"product: {percent(share)} of the information", loc="left")
         column[2].set_xlabel("filter, sorted by class")
         for ax in column:
             ax.set_yticks(range(len(classes)), classes, fontsize=6)
@@ -258,7 +265,9 @@ def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
     top = max((mean.nan_to_num().max().item() for mean in means.values()), default=1.0)
     for ax, (name, run) in zip(axes[:, 0], runs.items(), strict=True):
         im = draw_matrix(ax, means[name][:, metrics.owners(run.readout).argsort(stable=True)], top)
-        ax.set_title(f"{name}: {metrics.own_share(run.readout):.0%} of a centre lies in the class's own filters", loc="left")
+        ax.set_title(
+            f"{name}: {percent(metrics.own_share(run.readout))} of a centre lies in the class's own filters", loc="left"
+        )
         ax.set_yticks(range(len(classes)), classes, fontsize=6)
     if runs:
         fig.colorbar(im, ax=axes, label="mean activation")
@@ -300,7 +309,7 @@ def trade(runs: dict[str, list[Run]]) -> Figure:
     fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for i, (name, group) in enumerate((name, group) for name, group in runs.items() if group):
         points = [[run.metrics[m] for run in group] for m in ("accuracy", "mis")]
-        ax.plot(*points, "os^Dv<>P"[i % 8], ms=5, color=plt.cm.tab10(i), label=name)
+        ax.plot(*points, "os^Dv<>P"[i % 8], ms=5, color=COLOURS.get(name, GREY), label=name)
     ax.set(xlabel="test accuracy", ylabel="MIS, nats")
     ax.grid(lw=0.3)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -320,7 +329,7 @@ def clusters(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1500) -> F
         share = pca.explained_variance_ratio_.sum()
         tsne = TSNE(2, init="pca", perplexity=min(30, len(a) // 4), random_state=0, n_jobs=1)
         for ax, points, title in (
-            (row[0], pca.transform(a), f"{name}, PCA ({share:.0%} of the variance)"),
+            (row[0], pca.transform(a), f"{name}, PCA ({percent(share)} of the variance)"),
             (row[1], tsne.fit_transform(a), f"{name}, t-SNE"),
         ):
             for c, label in enumerate(classes):

@@ -18,6 +18,7 @@ from csgbook.evidence.cut import one_group_loss
 from csgbook.evidence.verdicts import removed
 from csgbook.pages import drawings
 from csgbook.pages.scoreboard import forest, tally
+from csgbook.pages.tables import percent
 from csglib import data, paths
 from csglib.analysis import metrics
 from csglib.runs import Run
@@ -49,10 +50,11 @@ def idea(runs: Runs) -> str:
     caption = (
         f"Two networks of ours, ResNet-20 on CIFAR-10, seed {pair['csg'].recipe.seed}. A line leads from a filter to a class "
         "whose prediction it supports, the stronger the more; point at a class to follow its lines. Over all seeds, "
-        f"{links['std']:.0%} of a class's support comes from filters of its own colour on the left, {links['csg']:.0%} on the "
-        "right. Beneath, the images that excite a filter most: filters are ranked by how mixed these images are, and four "
-        "ranks are shown. A dashed frame: not the filter's class. Of all filters' six most exciting test images, "
-        f"{shares['std']:.0%} and {shares['csg']:.0%} show the filter's class."
+        f"{percent(links['std'])} of a class's support comes from filters of its own colour on the left, "
+        f"{percent(links['csg'])} on the right. Beneath, the images that excite a filter most: filters are ranked by how "
+        "mixed these images are, and four ranks are shown. A dashed frame: not the filter's class. Of all "
+        f"filters' six most exciting test images, {percent(shares['std'])} and {percent(shares['csg'])} show the filter's "
+        "class."
     )
     told = f"<figcaption>{html.escape(caption)}</figcaption>"
     return raw(f'<figure class="idea"><div class="idea-panels">{panels}</div>{told}</figure>')
@@ -121,8 +123,9 @@ def side(x: float) -> str:
 def removal_told(m: dict[str, float], runs: Runs) -> str:
     others = np.mean([removed(run)[1] - run.metrics["accuracy"] for run in runs["csg"]])
     return (
-        f"Switch off the filters of a class: CSG's network still recognises {m['csg']:.1%} of its images, and accuracy on "
-        f"the other classes {moved(others)}. A standard network without as many filters still recognises {m['std']:.0%}. "
+        f"Switch off the filters of a class: CSG's network still recognises {percent(m['csg'], 1)} of its images, and "
+        f"accuracy on the other classes {moved(others)}. A standard network without as many filters still recognises "
+        f"{percent(m['std'])}. "
         "{doc}`More <filter-removal>`."
     )
 
@@ -140,7 +143,7 @@ def information_told(m: dict[str, float], runs: Runs) -> str:
     more = m["csg"] / m["std"] - 1
     less = "less" if sparse["csg"] < sparse["std"] else "more"
     return (
-        f"Their mutual information with it is {abs(more):.0%} {side(more)} than after standard training. Yet an image's "
+        f"Their mutual information with it is {percent(abs(more))} {side(more)} than after standard training. Yet an image's "
         f"features are *{less}* sparse ({sparse['csg']:.2f} against {sparse['std']:.2f}), though the authors' figures show the "
         "opposite: a filter that is not used for a class may still fire for it. {ref}`Why <use-is-not-firing>`."
     )
@@ -220,16 +223,20 @@ def schedule_told(runs: Runs, longer: Runs) -> str:
         f"These networks were trained for {recipe.epochs} epochs with {form[recipe.lr_schedule]}, {n} seed{'s' * (n > 1)} per "
         f"network. The paper's accuracy points to {paper.epochs} epochs with {form[paper.lr_schedule]}"
     )
+    told = [
+        f"{NAMES[name]} {mean(group, 'accuracy'):.4f} and {mean(group, 'mis'):.3f} nats ({len(group)} "
+        f"seed{'s' * (len(group) > 1)})"
+        for name in NAMES
+        if (group := longer.get(name))
+    ]
+    so_far = f". Ours on that schedule so far, accuracy and mutual information score: {'; '.join(told)}"
+    text += so_far if told else ", and no run of that length is part of this book yet"
     if longer.get("std") and longer.get("csg"):
-        told = "; ".join(
-            f"{NAMES[name]} {mean(longer[name], 'accuracy'):.4f} and {mean(longer[name], 'mis'):.3f} nats ({len(longer[name])})"
-            for name in ("std", "csg")
-        )
-        return box(f"{text}. Ours on that schedule so far, accuracy and mutual information score (seeds): {told}.")
+        return box(f"{text}.")
     other = measured.read("third-party-resnet20")["metrics"]
     return box(
-        f"{text}, and no run of that length is part of this book yet. Directions may carry over, sizes need not: a standard "
-        f"network that others trained to {other['accuracy']:.4f} has a mutual information score of {other['mis']:.3f}, ours at "
+        f"{text}. Directions may carry over, sizes need not: a standard network that others trained to "
+        f"{other['accuracy']:.4f} has a mutual information score of {other['mis']:.3f}, ours at "
         f"{mean(runs['std'], 'accuracy'):.4f} one of {mean(runs['std'], 'mis'):.3f}."
     )
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from csgbook import experiments, measured
-from csgbook.pages.tables import markdown
+from csgbook.pages.tables import markdown, percent
 from csglib import networks
 from csglib.errors import Problem
 from csglib.methods import method
@@ -126,7 +126,7 @@ def speed(task: Task, operations: int, machines: Machines) -> tuple[float, float
         if row["name"] == name and row["unit"] == "images/s" and row["value"]:
             return row["value"], row["value"], f"measured: {row['hardware']['gpu']}"
     low, high = (share * machines.peak / operations for share in machines.used)
-    return low, high, f"assumed: {machines.used[0]:.0%} to {machines.used[1]:.0%} of the {machines.gpu}'s peak"
+    return low, high, f"assumed: {percent(machines.used[0])} to {percent(machines.used[1])} of the {machines.gpu}'s peak"
 
 
 def exchange(size: int, gpus: int, machines: Machines) -> float:
@@ -220,9 +220,9 @@ def table(price: float | None = None) -> Markdown:
             "Training": row["task"],
             "GPUs": row["gpus"],
             "Batch": f"{row['batch']:,}",
-            "Steps an epoch": f"{row['steps']:,}",
+            "Steps per epoch": f"{row['steps']:,}",
             "Images/s": span(row["images_per_second"]),
-            "Exchange, ms a step": span(row["exchange_ms"]) if row["gpus"] > 1 else "–",
+            "Exchange, ms per step": span(row["exchange_ms"]) if row["gpus"] > 1 else "–",
             "Time": time(row["hours"]),
             "GPU-hours": span(row["gpu_hours"]),
             "Price": span(row["price"]),

@@ -51,7 +51,7 @@ def gap_figure(lengths: dict[int, Runs]) -> Figure:
                 if c["paired"]:
                     ax.plot([x] * c["n"], np.subtract(*c["values"]), ".", color=color, ms=3, alpha=0.6)
                 ax.errorbar(x, c["ours"], ends, fmt=marker, color=color, ms=5, capsize=3, mfc=color if ends else "white")
-            ax.plot([x for x, _ in shown], [c["ours"] for _, c in shown], color=color, lw=1, label=f"CSG less {over.upper()}")
+            ax.plot([x for x, _ in shown], [c["ours"] for _, c in shown], color=color, lw=1, label=f"CSG − {over.upper()}")
         ax.set(title=title, xlabel="epochs", xscale="log")
         ax.set_xticks(ticks, map(str, ticks))
         ax.xaxis.set_minor_locator(NullLocator())
@@ -65,13 +65,13 @@ def gap_table(lengths: dict[int, Runs]) -> Markdown:
     before: dict[str, tuple[dict, int]] = {}
     moves = []
     for n, c in gaps(lengths):
-        what, metric, decided = f"CSG less {c['over'].upper()}", NAMES[c["metric"]], c["n"] >= rules.SEEDS
+        what, metric, decided = f"CSG − {c['over'].upper()}", NAMES[c["metric"]], c["n"] >= rules.SEEDS
         band = verdicts.ends(c["low"], c["high"], "+") if decided else c["verdict"]
         rows.append(f"| {n} | {what} | {metric} | {c['ours']:+.4f} | {band} | {c['n']} |")
         if decided:
-            moves += [moved(f"{metric} of {what}", c, n, *before[c["id"]])] if c["id"] in before else []
+            moves += [moved(f"{what} in {metric}", c, n, *before[c["id"]])] if c["id"] in before else []
             before[c["id"]] = (c, n)
-    text = " ".join(moves) or "Whether the gap closes is open: that takes two lengths with three seeds of each network."
+    text = "\n".join(moves) or "Whether the gap closes is open: that takes two lengths with three seeds of each network."
     lacking = {n: [name.upper() for name, group in runs.items() if not group] for n, runs in lengths.items()}
     absent = "; ".join(f"{', '.join(names)} after {n} epochs" for n, names in lacking.items() if names)
     more = f"\n\nNot run here: {absent}." if absent else ""
@@ -79,16 +79,16 @@ def gap_table(lengths: dict[int, Runs]) -> Markdown:
 
 
 def moved(what: str, now: dict, n: int, before: dict, m: int) -> str:
-    """One sentence on how a difference changes with the schedule, seed by seed."""
+    """An item on how a difference changes with the schedule, seed by seed."""
     a, b = by_seed(now), by_seed(before)
     both = sorted(a.keys() & b.keys())
     if len(both) < rules.SEEDS:
-        return f"The {what} is {before['ours']:+.4f} after {m} epochs and {now['ours']:+.4f} after {n}."
+        return f"- {what}: {before['ours']:+.4f} after {m} epochs and {now['ours']:+.4f} after {n}."
     e = rules.of_difference(np.array([a[seed] for seed in both]), np.array([b[seed] for seed in both]), paired=True)
     low, high = map(float, e.interval())
-    words = {1: "it rises", -1: "it falls", 0: "no change is seen"}[int(rules.direction(e))]
+    words = {1: "rises", -1: "falls", 0: "does not change measurably"}[int(rules.direction(e))]
     told = f"{float(e.mean):+.4f} ({verdicts.ends(low, high, '+')})"
-    return f"From {m} to {n} epochs the {what} moves by {told}: {words}."
+    return f"- {what} {words} from {m} to {n} epochs, by {told}."
 
 
 def by_seed(judged: dict) -> dict[int, float]:

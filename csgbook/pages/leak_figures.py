@@ -11,7 +11,7 @@ from csgbook.pages.figures import BLUE, GREY, ORANGE, styled
 from csgbook.pages.leak_tables import GROUPS, MASKED, SHOWN, Runs, chance_of, masked, trainings, values
 
 DRAWN = ("label", "predicted", "wrong", "followed", "without_image", "by_logit", "ungated")  # from top to bottom
-MARKS = {"csg": (ORANGE, "o"), "meaningless": (GREY, "x"), "std": (BLUE, "s")}
+MARKS = {"csg": (BLUE, "o"), "meaningless": (GREY, "x"), "std": (ORANGE, "s")}
 
 
 @styled

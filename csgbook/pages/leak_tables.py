@@ -9,7 +9,7 @@ from IPython.display import Markdown
 from csgbook import measured
 from csgbook.evidence import leak, rules, verdicts
 from csgbook.evidence.leak import Rows
-from csgbook.pages.tables import commit
+from csgbook.pages.tables import commit, percent
 from csglib.analysis import metrics
 from csglib.runs import Run
 
@@ -42,7 +42,7 @@ def told(values: Iterable[float], digits: int = 3, sign: str = "", share: bool =
     if interval is None:
         return mean
     low, high = np.clip(interval, 0, 1) if share and not sign else interval
-    return f"{mean} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+    return f"{mean} ({low:{sign}.{digits}f}\u00a0to\u00a0{high:{sign}.{digits}f})"  # breaks before the bracket alone
 
 
 def table(rows: dict[str, dict[str, str]], corner: str) -> Markdown:
@@ -101,20 +101,21 @@ def summary(runs: Runs) -> Markdown:
         return Markdown("Not answered here: the runs that would tell are missing.")
     csg, std = ({name: float(np.mean(values(found[kind], name))) for name in SHOWN} for kind in ("csg", "std"))
     text = (
-        f"Given the row of the image's own class, as in training, CSG's gated path classifies {csg['label']:.1%} of the test "
-        f"images. Given the row of a wrong class, it names that wrong class in {csg['followed']:.1%} of cases and the right "
-        f"one in {csg['wrong']:.1%}. A standard network that never saw a gate, masked in the same way, names it in "
-        f"{std['followed']:.1%}."
+        "Given the row of the image's own class, as in training, CSG's gated path classifies "
+        f"{percent(csg['label'], 1)} of the test images correctly. Given the row of a wrong class, it names that wrong "
+        f"class in {percent(csg['followed'], 1)} of cases and the right one in {percent(csg['wrong'], 1)}. A standard network "
+        f"that never saw a gate, masked in the same way, names it in {percent(std['followed'], 1)}."
     )
     if random := trained.get(("random", "csg")):
         text += (
-            f" Trained on random labels, the gated path names the random label of {np.mean(values(random, 'label')):.1%} of "
-            f"held-out images, and the ungated path of {np.mean(values(random, 'ungated')):.1%}, where chance is "
-            f"{1 / measured.read('label-leak')['classes']:.0%}."
+            " Trained on random labels, the gated path names the random label of "
+            f"{percent(np.mean(values(random, 'label')), 1)} of held-out images, and the ungated path of "
+            f"{percent(np.mean(values(random, 'ungated')), 1)}, where chance is "
+            f"{percent(1 / measured.read('label-leak')['classes'])}."
         )
     seen = (
-        f"Without a label, by the class that scores most under its own row, the same filters classify {csg['by_logit']:.1%} of "
-        f"the test images correctly, and without any gate {csg['ungated']:.1%}."
+        f"Without a label, by the class that scores most under its own row, the same filters classify "
+        f"{percent(csg['by_logit'], 1)} of the test images correctly, and without any gate {percent(csg['ungated'], 1)}."
     )
     head = next(words for least, words in HEADS.items() if csg["followed"] >= least)
     but = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from csgbook import measured
 from csgbook.embed import in_markdown
-from csgbook.pages.figures import styled
+from csgbook.pages.figures import BLUE, GREY, ORANGE, styled
 from csgbook.pages.origin import stamped, unmeasured
 from csgbook.pages.tables import grid, spread
 from csglib import data, paths
@@ -42,6 +42,33 @@ CHANCE = {  # what a guess without a network scores there
     ("cam", "box_accuracy"): "box_accuracy",
     ("cam", "max_box_accuracy"): "box_accuracy",
 }
+
+
+def beside_a_guess(runs: dict[str, list[Run]]) -> Figure | Markdown:
+    """Every score that a guess without a network has too: a mark per seed, and a line where the guess lies."""
+    entries = {name: es for name, es in measured.found("localisation", runs).items() if es}
+    return dots(entries) if entries else unmeasured("localisation")
+
+
+@styled
+def dots(entries: dict[str, list[dict]]) -> Figure:
+    crops = next(iter(entries.values()))[0]["crops"]
+    shown = {title: place for title, place in SCORES.items() if place[1:] in CHANCE}
+    fig, ax = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
+    for y, (crop, method, score) in enumerate(shown.values()):
+        guess = crops[crop]["chance"][CHANCE[method, score]]
+        ax.plot([guess, guess], [y - 0.36, y + 0.36], color=GREY, lw=2, label="no network" if y == 0 else None)
+        if all(e["crops"][crop][method].get("zero_thresholds") == 1 for es in entries.values() for e in es):
+            ax.text(0.02, y, "not measurable: every threshold is 0", va="center", fontsize=8)
+            continue
+        for shift, color, marker, (name, es) in zip((-0.16, 0.16), (ORANGE, BLUE), "so", entries.items(), strict=False):
+            values = [e["crops"][crop][method][score] for e in es]
+            at = [y + shift] * len(values)
+            ax.plot(values, at, marker, color=color, ms=5, alpha=0.7, label=name if y == 0 else None)
+    ax.set(xlim=(0, 1), xlabel="score, higher is better", ylim=(len(shown) - 0.5, -0.5))
+    ax.set_yticks(range(len(shown)), list(shown))
+    fig.legend(loc="outside upper center", ncols=3)
+    return fig
 
 
 def scores(runs: dict[str, list[Run]]) -> Markdown:

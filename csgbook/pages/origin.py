@@ -1,11 +1,12 @@
 """Where a page's numbers come from: the strip at its end, a run's entry on the page of runs, and what is missing."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown
 
-from csgbook import measured
+from csgbook import experiments, measured
 from csgbook.evidence.verdicts import schedule
 from csgbook.pages.tables import METRICS, commit, spread
 from csglib.recipe import Recipe
@@ -52,7 +53,7 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
                     "Recipe": recipe_words(group[0].recipe),
                     "Commit": joined(lambda run: commit(run.provenance), group),
                     "Made with": f"{joined(machine, group)}; {joined(versions, group)}",
-                    "Minutes per run": spread([run.provenance["train_seconds"] / 60 for run in group], 0),
+                    "Minutes per run": minutes(group),
                 }
             )
             commands += [run.recipe.command for run in group]
@@ -64,10 +65,15 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
     return Markdown(f"{table}\n\n{told}\n\n:::{{dropdown}} Run it again\n```sh\n{again}\n```\n:::\n")
 
 
+def minutes(group: list[Run]) -> str:
+    values = [run.provenance["train_seconds"] / 60 for run in group]
+    return spread(values, 0 if min(values) >= 1 else 1)
+
+
 def forms(group: list[Run]) -> str:
     """In which precision and by which loop the runs were computed, and which others lie beside them and are not read."""
     used = dict.fromkeys(run.recipe.form for run in group)
-    told = f"Computed in {' and '.join(f'{precision} by the {loop} loop' for precision, loop in used)}."
+    told = f"Computed in {', and in '.join(f'{precision} by the {loop} loop' for precision, loop in used)}."
     beside = dict.fromkeys(other for run in group for other in siblings(run.recipe, run.path.parent))
     if left := [other.name for other in beside if other.form not in used]:
         told += f" Left out, since they were computed otherwise: {', '.join(f'`{name}`' for name in left)}."
@@ -77,7 +83,7 @@ def forms(group: list[Run]) -> str:
 def recipe_words(recipe: Recipe) -> str:
     """The schedule, and what else differs from the defaults, without the seed."""
     told = {"seed", "epochs", "dataset", "lr_schedule"}
-    rest = [f"`{name} {value}`" for name, value in recipe.changed().items() if name not in told]
+    rest = [f"`{name} {str(value).replace(',', ', ')}`" for name, value in recipe.changed().items() if name not in told]
     return ", ".join([schedule(recipe), *rest])
 
 
@@ -90,10 +96,24 @@ def missing(recipes: list[Recipe]) -> Markdown:
     if not recipes:
         return Markdown("All runs of this page are there.")
     commands = "\n".join(recipe.command for recipe in recipes)
-    told = f"Not run yet, so not in the numbers above:\n\n```sh\n{commands}\n```"
+    told = f":::{{dropdown}} Not run yet, so not in the numbers above: {len(recipes)}\n```sh\n{commands}\n```\n:::\n"
     if left := [r.name for recipe in recipes for r in siblings(recipe)]:
         told += f"\n\nThere, but computed otherwise than the runs above: {', '.join(f'`{name}`' for name in left)}."
     return Markdown(told)
+
+
+def published_of(profile: str, folder: Path | str | None = None) -> str:
+    """One sentence on how many runs of a profile there are, with a link to each."""
+    pages = experiments.book()["pages"]
+    asked = {r.name for page in pages for group in experiments.recipes(page, profile, folder).values() for r in group}
+    there = [r for page in pages for group in experiments.published(page, profile, folder).values() for r in group]
+    links = {link(run, f"{run.recipe.method}, seed {run.recipe.seed}"): None for run in there}
+    epochs = experiments.profile(profile).recipe["epochs"]
+    number = f"{len(links)} of {len(asked)}" if links else "none"
+    return (
+        f"Of the runs of the profile `{profile}`, which trains for {epochs} epochs and is meant for a GPU, {number} "
+        f"{'is' if len(links) < 2 else 'are'} published{': ' * bool(links)}{'; '.join(links)}."
+    )
 
 
 def run_entry(run: Run) -> str:

@@ -7,6 +7,8 @@ from csgbook.claims import OURS
 from csgbook.embed import raw
 from csgbook.pages import drawings
 
+GROUPS = {"papers": "Claims of the papers", "book": "Questions of this book"}
+VERDICTS = {"yes": "reproduced, or yes", "no": "contradicted, or no", "open": "inconclusive, or open", "none": "not judged"}
 ORDER = ("yes", "no", "open", "none")
 LABELS = {  # what a row of the forest plot calls a claim; another is told by its sentence
     "accuracy-order": "Accuracy is higher with CSG",
@@ -57,11 +59,24 @@ def question(c: dict) -> bool:
     return c.get("question", c["source"] == OURS)
 
 
+def choice() -> str:
+    """Radio buttons above the list of all results; book.css hides what they leave out, without a script."""
+    sets = {"claims": {"all": "all"} | GROUPS, "verdicts": {"any": "any"} | VERDICTS}
+    fields = ""
+    for name, buttons in sets.items():
+        labels = "".join(
+            f'<label><input type="radio" name="show-{name}" id="show-{value}"{" checked" * (not i)}> {told}</label>'
+            for i, (value, told) in enumerate(buttons.items())
+        )
+        fields += f"<fieldset><legend>{name.capitalize()}</legend>{labels}</fieldset>"
+    return raw(f'<form class="choice">{fields}</form>')
+
+
 def tally(results: list[dict]) -> str:
     """How many claims of the papers, and questions of the book, ended in which verdict."""
     groups = {
-        "Claims of the papers": [c for c in results if not question(c)],
-        "Questions of this book": [c for c in results if question(c)],
+        GROUPS["papers"]: [c for c in results if not question(c)],
+        GROUPS["book"]: [c for c in results if question(c)],
     }
     rows = ""
     for name, group in groups.items():

@@ -1,6 +1,6 @@
 """Tables and sentences that pages show.  Each function takes runs and returns Markdown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,10 @@ def spread(values: list[float | None], digits: int = 4) -> str:
     return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
+def percent(x: float, digits: int = 0) -> str:
+    return f"{100 * x:.{digits}f} %"
+
+
 def commit(p: dict, digits: int = 8) -> str:
     """Of what made a run or a measurement."""
     return f"`{(p['commit'] or 'unknown')[:digits]}`" + (" (dirty)" if p.get("dirty") else "")
@@ -43,12 +47,14 @@ def commit(p: dict, digits: int = 8) -> str:
 def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[str, float]]]) -> Markdown:
     """One row a metric; for each experiment ours, as mean and standard deviation over seeds, and what others report.
 
-    `others` maps a column's name to experiment -> metric -> value.
+    `others` maps a column's name to experiment -> metric -> value.  Without runs an experiment has no column of ours, unless
+    none has.
     """
     table = {"Measure": [*METRICS.values(), "runs"]}
     for experiment, group in runs.items():
         name = experiment.upper()
-        table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
+        if group or not any(runs.values()):
+            table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
         for who, values in others.items():
             if theirs := values.get(experiment):
                 unsure = {m: " (unconfirmed)" for m in claims.UNCONFIRMED if m in theirs}
@@ -56,11 +62,14 @@ def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[s
     return markdown(pd.DataFrame(table))
 
 
-def statistics(rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3) -> Markdown:
-    """One row a statistic, one column an experiment: mean and standard deviation over seeds."""
+def statistics(
+    rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3, counts: Collection[str] = ()
+) -> Markdown:
+    """One row a statistic, one column an experiment: mean and standard deviation over seeds, of counts with one digit."""
     table = {"Measure": [*rows, "runs"]}
     for name, group in runs.items():
-        table[name] = [*(spread([row(run) for run in group], digits) for row in rows.values()), str(len(group))]
+        table[name] = [*(spread([row(run) for run in group], 1 if title in counts else digits) for title, row in rows.items())]
+        table[name].append(str(len(group)))
     return markdown(pd.DataFrame(table))
 
 
@@ -160,7 +169,7 @@ def representation(runs: dict[str, list[Run]], n: int = 2000) -> Markdown:
         "Most filters of a class": lambda run: owned(run).max().item(),
         "Dead filters (no activation on any test image)": lambda run: (run.readout.features.amax(0) <= 0).double().sum().item(),
     }
-    return statistics(rows, runs)
+    return statistics(rows, runs, counts=list(rows)[3:])
 
 
 def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
@@ -246,7 +255,7 @@ def cost() -> Markdown:
     low, high = max(c["quartiles"].values(), key=lambda q: q[1] - q[0])
     return Markdown(
         f"Times are medians of {c['rounds']} rounds of {c['steps']} steps of each method in turn, in the mean of its epochs' "
-        f"paths, relative to standard training in the same round, {c['milliseconds']['standard']:.0f} ms a step of "
+        f"paths, relative to standard training in the same round, {c['milliseconds']['standard']:.0f} ms per step of "
         f"{c['batch_size']} images. The widest quartiles of a ratio are {low:.2f} and {high:.2f}. Measured on "
         f"{c['hardware']['processor']}, {c['hardware']['threads']} threads, {c['precision']}, at commit {commit(c)}."
     )

@@ -187,7 +187,7 @@ def information(readout: Readout) -> Float[Tensor, "C K"]:
 def overlap(information: Float[Tensor, "C K"], gate: Float[Tensor, "C K"] | None) -> float:
     """Share of all the filters' information that the gate lets through, sum(G * M) / sum(M), in [0, 1].
 
-    Without a gate, the share of each filter's best class: no gate with one class a filter can let through more.  NaN where no
+    Without a gate, the share of each filter's best class: no gate with one class per filter can let through more.  NaN where no
     filter has any.
     """
     through = information.amax(0) if gate is None else (information * gate).sum(0)

@@ -37,7 +37,7 @@ def joint_loss(
 
 
 def fixed_gate(recipe: Recipe, net: Split) -> ClassGate:
-    """One class a filter, equal shares; filter k serves class k mod C, which is random since the first weights are."""
+    """One class per filter, equal shares; filter k serves class k mod C, which is random since the first weights are."""
     gate = ClassGate(net.num_classes, net.num_filters)
     gate.matrix.data = equal_shares(net)
     gate.matrix.requires_grad_(False)

@@ -114,7 +114,7 @@ def class_gate(recipe: Recipe, net: Network) -> ClassGate:
 
 
 def alternate(recipe: Recipe, epoch: int) -> str:
-    """After the warm-up the cycle repeats, one letter an epoch: s standard, g gated.  The last epoch is standard."""
+    """After the warm-up the cycle repeats, one letter per epoch: s standard, g gated.  The last epoch is standard."""
     after = epoch - recipe.warmup
     if after < 0 or epoch == recipe.epochs - 1:
         return "standard"

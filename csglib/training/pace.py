@@ -38,7 +38,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds an image: in a step of training, and read out after an epoch."""
+    """Seconds per image: in a step of training, and read out after an epoch."""
 
     train: float
     test: float
