@@ -118,6 +118,14 @@ def part(path: Path) -> Path:
     return path.parent / (path.name + ".part")
 
 
+def diverged(out: Path) -> dict | None:
+    """What is told of a training into this folder that was stopped since it diverged; None where none was."""
+    path = part(out) / "report.json"
+    if not path.is_file():
+        return None
+    return read_json(path, f"remove {path.parent}, and train again", schema.REPORT)
+
+
 def reserve(out: Path, recipe: Recipe) -> Path:
     """The `.part` folder of this recipe, made or taken up again; refuses to touch anything else that is there."""
     if (out / "provenance.json").exists():

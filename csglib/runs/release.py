@@ -80,7 +80,7 @@ def unpack_runs(stream, target: Path) -> None:
                 raise tarfile.TarError("it unpacks to more than the repository")
             parts = PurePosixPath(member.name).parts
             if len(parts) != 5 or parts[1:3] != ("data", "runs") or parts[4] not in (*runs.FILES, "provenance.json"):
-                continue
+                continue  # report.json too, of a training that diverged
             if not member.isfile() or member.size > schema.LIMITS[parts[4]] or not NAME.fullmatch(parts[3]):
                 raise tarfile.TarError(f"{member.name:.100} is no file of a run")
             (target / parts[3]).mkdir(exist_ok=True)

@@ -71,6 +71,16 @@ ROW = record(
     optional=("commit",),
     rest={"type": ["number", "null"]},
 )
+REPORT = record(  # of a training that diverged; what is not finite stands there in words
+    {"stopped_by": {"type": "array", "items": PLAIN, "minItems": 1}}
+    | {
+        "history": {
+            "type": "array",
+            "minItems": 1,
+            "items": record({"epoch": COUNT}, rest={"type": ["number", "null", "string"]}),
+        }
+    }
+)
 
 READOUT = {  # as stored: number format and shape; N images, C classes, K filters, T gated epochs
     "features": (torch.uint16, "NK"),  # or float32, without the two that follow
