@@ -66,9 +66,7 @@ def test_the_books_verification_and_list_take_it(small, csgbook, monkeypatch, tm
 
 @pytest.mark.parametrize("of", ["readout", "weights", "gate"])
 def test_what_needs_a_file_that_is_left_out_is_refused_by_name_with_the_command(of, small):
-    said = (
-        rf"{small.path} was published without model.safetensors and readout.safetensors: train it again with `csglib train"
-    )
+    said = rf"{small.path} was published without model.safetensors and readout.safetensors: train it again with `csglib train"
     with pytest.raises(Problem, match=said):
         getattr(small, of)
     with pytest.raises(Problem, match=said):

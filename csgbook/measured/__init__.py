@@ -25,6 +25,7 @@ TOOLS = {
     "localisation": "tools/localisation.py",
     "label-leak": "tools/label_leak.py",
     "first-verdicts": "tools/first_verdicts.py",
+    "grid-pace": "tools/grid_pace.py",
     "animals-trials": "tools/trials.py FOLDER",
     "scaling": "tools/scaling.py measure",
     "speed": "tools/bench.py",
