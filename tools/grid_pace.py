@@ -2,8 +2,8 @@
 
     python tools/grid_pace.py
 
-Of each network standard training on random pixels, the fastest of some rounds, as other work on the machine only slows it;
-CSG and PICNN take the same within a few per cent (data/measured/step-cost.json).  At 224 pixels a batch has 16 images, since 128
+Of each network standard training on random pixels, the fastest of some rounds, as other work on the machine only slows it; CSG
+and PICNN take the same within a few per cent (data/measured/step-cost.json).  At 224 pixels a batch has 16 images, since 128
 take minutes on a processor; an image costs the same.
 """
 
@@ -53,11 +53,8 @@ def main() -> None:
         paces[key] = {"net": recipe.net, "pixels": of.pixels, "batch": batch, "train": train, "test": test}
         print(f"{recipe.net} at {of.pixels}: {1 / train:.0f} images/s, read out {1 / test:.0f}", flush=True)
     told = {name: dataclasses.asdict(of) for name, of in sizes.items()}
-    here = {name: stamp[name] for name in ("commit", "dirty", "hardware")}
-    measured.write(
-        "grid-pace",
-        {"paces": list(paces.values()), "sizes": told, "precision": precision, "rounds": ROUNDS, "load": load} | here,
-    )
+    values = {"paces": list(paces.values()), "sizes": told, "precision": precision, "rounds": ROUNDS, "load": load}
+    measured.write("grid-pace", values | {name: stamp[name] for name in ("commit", "dirty", "hardware")})
 
 
 if __name__ == "__main__":
