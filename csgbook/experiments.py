@@ -21,12 +21,14 @@ from csglib import data, runs
 from csglib.errors import Problem, check_name
 from csglib.files import MIB, check_size, parse_json, short
 from csglib.paths import ROOT
+from csglib.paths import folder as folder_of_data
 from csglib.precision import emulated, pick_device, settle_precision
 from csglib.recipe import FORMS, Recipe
 from csglib.runs import Run, schema
 
 FILE = ROOT / "book" / "experiments.yml"
 REMEDY = "work in a clone of the repository, or restore it with git"
+TINY = "tiny-imagenet-200"  # Tiny ImageNet's folder in its archive
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ def obstacle(recipe: Recipe, folder: Path | str | None = None) -> str | None:
         return f"it diverged ({stopped})"
     if not data.present(recipe.dataset):
         return "its photographs are not here"
+    if recipe.dataset.startswith("tiny-imagenet") and not (folder_of_data() / TINY).is_dir():
+        return f"there is no {TINY} in {folder_of_data()}"
     if emulated(recipe.precision, pick_device(None)):
         return (
             f"the runs beside it are in {recipe.precision}, which this machine emulates, slowly (`precision: float32` in "

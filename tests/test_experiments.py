@@ -309,6 +309,16 @@ def test_what_is_emulated_here_is_not_trained_beside_other_runs_and_the_remedy_i
     assert "photographs are not here" in experiments.obstacle(Recipe(dataset="voc:nowhere", precision="float32"))
 
 
+def test_cells_of_tiny_imagenet_are_told_where_it_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    cells = experiments.recipes("elsewhere", "short", tmp_path)
+    recipe = dataclasses.replace(cells["tiny-imagenet/resnet18/csg"][0], precision="float32")
+    assert recipe.dataset == "tiny-imagenet@32@20classes"
+    assert experiments.obstacle(recipe) == f"there is no tiny-imagenet-200 in {tmp_path}"
+    (tmp_path / "tiny-imagenet-200").mkdir()
+    assert experiments.obstacle(recipe) is None
+
+
 def test_siblings_differ_in_precision_or_loop_alone(tmp_path):
     recipe = Recipe(precision="float32", seed=3)
     for other in (recipe, recipe.in_form(FAST), recipe.in_form(BF16), dataclasses.replace(recipe, seed=4)):

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 from scipy import stats
 
-from csgbook import experiments
+from csgbook import experiments, measured
 from csgbook.evidence import grid
 from csgbook.pages import elsewhere
 from csglib import runs
@@ -217,4 +217,32 @@ def test_cells_of_a_folder_have_their_runs_and_what_diverged_in_any_form(tmp_pat
     )
     found = grid.cells("elsewhere", "short", {}, tmp_path)
     assert {c.network: c.diverged for c in found if c.diverged} == {"vgg11": {"picnn": "train_loss of epoch 2"}}
-    assert len(found) == 20 and not any(run for c in found for group in c.runs.values() for run in group)
+    assert len(found) == 30 and not any(run for c in found for group in c.runs.values() for run in group)
+
+
+def test_the_page_says_how_short_each_data_set_is_trained_and_how_far_standard_training_comes():
+    recipe = Recipe(dataset="cifar10", net=NET, method="standard", epochs=6)
+    trained = grid.Cell("cifar10", "resnet18", recipe, {"std": [run_of("standard", 0, 0.8, 0.2)]}, {})
+    empty = grid.Cell("animals", "resnet18", Recipe(dataset="voc:nowhere@32", net=NET, epochs=30, batch_size=64), {}, {})
+    cells = [row.strip("| ").split("|") for row in elsewhere.schedules([trained, empty]).data.splitlines()[2:]]
+    assert [[word.strip() for word in row] for row in cells] == [
+        ["cifar10, `cifar10`", "6", "2", "128", "0.10", "0.80 to 0.80"],
+        ["animals, `voc:nowhere@32`", "30", "10", "64", "", "not run here"],
+    ]
+
+
+def test_of_a_data_set_that_is_not_here_the_classes_and_the_costs_are_known_by_its_release():
+    recipe = experiments.recipes("elsewhere", "short")["tiny-imagenet/resnet18/std"][0]
+    assert grid.Cell("tiny-imagenet", "resnet18", recipe, {}, {}).classes == 20
+    assert grid.size("voc:nowhere@32") is None
+    pace = next(p for p in measured.read("grid-pace")["paces"] if p["net"] == recipe.net)
+    assert elsewhere.seconds([recipe]) == (pytest.approx(15 * (10_000 * pace["train"] + 1000 * pace["test"])), 0)
+
+
+def test_what_is_missing_is_counted_by_data_set_beside_the_command():
+    lacking = [Recipe(net=NET, seed=seed) for seed in (0, 1)] + [Recipe(net=NET, dataset="tiny-imagenet@32@20classes")]
+    told = elsewhere.missing(lacking, "quick").data
+    assert told.startswith(
+        "3 runs are not run here, so their cells are empty: 2 on `cifar10`, 1 on `tiny-imagenet@32@20classes`."
+    )
+    assert "csgbook missing --profile short --page elsewhere" in told

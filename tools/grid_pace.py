@@ -15,6 +15,7 @@ import warnings
 import torch
 
 from csgbook import experiments, measured
+from csgbook.evidence import grid
 from csglib import Problem, data
 from csglib.precision import native
 from csglib.runs import provenance
@@ -26,9 +27,11 @@ RELEASED = {"folder:stl10": (5000, 8000, 10), "folder:imagenet100": (126_689, 50
 
 
 def size(dataset: str) -> pace.Size:
+    if dataset in grid.RELEASED:
+        return pace.Size(**grid.RELEASED[dataset])
     if (known := RELEASED.get(dataset.partition("@")[0])) is None:
         return pace.size_of(data.load(dataset))
-    pixels = int(dataset.partition("@")[2])
+    pixels = int(dataset.split("@")[1])
     return pace.Size(known[0], known[1], pixels, known[2])
 
 

@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
 
 def written(text: str, net: str, lr: float, note: str) -> str:
     """The file with a rate for a network, and what it was chosen by behind its line in the grid; earlier gates get the rate."""
-    before, start, rest = text.partition("    grids: # about ten hours")
+    before, start, rest = text.partition("\n  short:")
     body, end, after = rest.partition("      rates:")
     if not start or not end:
         raise Problem(f"{experiments.FILE} has another layout than this tool knows: write the rates by hand")

@@ -1,8 +1,10 @@
 """The page *Does it hold elsewhere?*: a grid of networks and data sets in one picture, its table, what tells cells apart."""
 
+import dataclasses
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -292,7 +294,29 @@ def title(metric: str) -> str:
     return TITLES[metric][0].upper() + TITLES[metric][1:]
 
 
-# Learning rates
+# Learning rates and schedules
+
+
+def schedules(cells: Sequence[Cell]) -> Markdown:
+    """For each data set how long a training is, how much of it CSG's gate sees, and how well standard training then does."""
+    rows = []
+    for data in dict.fromkeys(c.data for c in cells):
+        group = [c for c in cells if c.data == data]
+        recipe, classes = group[0].recipe, group[0].classes
+        csg = dataclasses.replace(recipe, method="csg")
+        gated = sum(methods.method(csg).path(csg, e) == "gated" for e in range(csg.epochs))
+        reached = [run.metrics["accuracy"] for c in group for run in c.runs.get("std", [])]
+        rows.append(
+            {
+                "Data": f"{data}, `{recipe.dataset}`",
+                "Epochs": str(recipe.epochs),
+                "of them gated": str(gated),
+                "Images a step": str(recipe.batch_size),
+                "1 / classes": f"{1 / classes:.2f}" if classes else "",
+                "STD accuracy": f"{min(reached):.2f} to {max(reached):.2f}" if reached else LACKING,
+            }
+        )
+    return markdown(pd.DataFrame(rows))
 
 
 def rates(profile: str, runs: dict[str, list[Run]], cells: Sequence[Cell]) -> Markdown:
@@ -326,7 +350,7 @@ def seconds(recipes: Sequence[Recipe]) -> tuple[float, int]:
     paces = {(p["net"], p["pixels"]): p for p in known.get("paces", [])}
     total, unknown = 0.0, 0
     for r in recipes:
-        of = known.get("sizes", {}).get(r.dataset)
+        of = grid.size(r.dataset)
         pace = of and paces.get((r.net, of["pixels"]))
         if not pace:
             unknown += 1
@@ -347,9 +371,11 @@ def missing(lacking: Sequence[Recipe], profile: str) -> Markdown:
     if not lacking:
         return Markdown("All runs of this page are there.")
     of = profile if profile in ("short", "paper") else "short"
+    told = ", ".join(f"{n} on `{name}`" for name, n in Counter(r.dataset for r in lacking).items())
     return Markdown(
-        f"{len(lacking)} runs are not run here, so their cells are empty. {cost(lacking)} A stop anywhere costs at most an "
-        f"epoch: the same command goes on.\n\n```sh\ncsgbook missing --profile {of} --page elsewhere\n```"
+        f"{len(lacking)} runs are not run here, so their cells are empty: {told}. {cost(lacking)} A stop anywhere costs at "
+        "most an epoch: the same command goes on, and names what it leaves out since its pictures are not there.\n\n"
+        f"```sh\ncsgbook missing --profile {of} --page elsewhere\n```"
     )
 
 
