@@ -118,6 +118,8 @@ def test_an_empty_cell_has_no_mark_and_one_seed_no_interval():
     assert [round(float(m.get_ydata()[0])) for m in marks] == [0, 1]
     assert [m.get_markerfacecolor() for m in marks] == [elsewhere.BLUE, "white"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    beside = elsewhere.differences([full, cell("a", "animals")]).axes  # a data set without runs takes no room
+    assert [ax.get_title() for ax in beside] == ["cifar10\naccuracy", "cifar10\nMIS / bound"]
 
 
 def test_few_filters_are_named(monkeypatch):
