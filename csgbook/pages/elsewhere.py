@@ -55,7 +55,7 @@ def differences(cells: Sequence[Cell]) -> Figure:
             ax.axvspan(-grid.TOLERANCE, 0, color=GREY, alpha=0.2, lw=0)
         for cell in (c for c in cells if c.data == of):
             draw_cell(ax, cell, metric, names.index(cell.network))
-        ax.set_title(f"{of}\n{TITLES[metric]}")
+        ax.set_title(f"{of}\n{TITLES[metric]}", fontsize=8 if len(data) < 3 else 6.5)
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.margins(x=0.15)
