@@ -171,6 +171,7 @@ def test_the_costs_are_epochs_times_images_times_measured_steps(monkeypatch):
     assert "24 trainings take about 2 hours on P, 2 threads, in bfloat16; of 1 the step was not" in elsewhere.cost(
         [csg] * 24 + [Recipe(net="resnet20")]
     )
+    assert "of none of them the step was measured" in elsewhere.cost([Recipe(net="resnet20")])
 
 
 @pytest.fixture

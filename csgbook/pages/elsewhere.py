@@ -391,6 +391,8 @@ def cost(recipes: Sequence[Recipe]) -> str:
     if not known:
         return "What they would take has not been measured yet: `python tools/grid_pace.py` does it."
     total, unknown = seconds(recipes)
+    if unknown == len(recipes):
+        return "What they would take is not known: of none of them the step was measured."
     more = f"; of {unknown} the step was not measured" if unknown else ""
     hardware = known["hardware"]
     return (
