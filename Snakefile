@@ -64,13 +64,13 @@ def runs_of(page):
 
 
 def wanted(recipe):
-    return recipe.name in THERE or (TRAIN and not experiments.obstacle(recipe))
+    return recipe.name in THERE or (TRAIN and not experiments.obstacle(recipe, RUNS))
 
 
 LEFT_OUT = [recipe for recipe in RECIPES.values() if not wanted(recipe)]
 if TRAIN:
     for recipe in LEFT_OUT:
-        print(f"{experiments.obstacle(recipe)}, left out of the book: {recipe.command}", file=sys.stderr)
+        print(f"{experiments.obstacle(recipe, RUNS)}, left out of the book: {recipe.command}", file=sys.stderr)
 elif LEFT_OUT and workflow.is_main_process:
     print(f"{len(LEFT_OUT)} runs are not published yet and left out of the book; each page names its own", file=sys.stderr)
 

@@ -11,13 +11,16 @@ from csglib.errors import Problem
 from csglib.paths import PUBLISHED
 
 
-def missing(profile: str = "paper", at_once: int = 1, device: str | None = None, runs_folder: Path = PUBLISHED) -> None:
+def missing(
+    profile: str = "paper", page: str | None = None, at_once: int = 1, device: str | None = None, runs_folder: Path = PUBLISHED
+) -> None:
     """Train the recipes of a profile that are not published yet, several at once, and publish each when it ends.
 
-    Those whose images are not here are named and left out.
+    Those whose images are not here, and those that diverged before, are named and left out.
 
     Args:
         profile: smoke, quick, short or paper.
+        page: Of this page alone.
         at_once: How many train side by side.
         device: cpu or cuda.  Default: cuda where there is one.
         runs_folder: Where the runs lie, and where new ones go.
@@ -30,10 +33,11 @@ def missing(profile: str = "paper", at_once: int = 1, device: str | None = None,
 
     if at_once < 1:
         raise Problem(f"{at_once} trainings at once cannot be: use 1, 2, 3, ...")
-    asked = dict.fromkeys(r for page in experiments.book()["pages"] for r in experiments.missing(page, profile, runs_folder))
+    pages = [page] if page else experiments.book()["pages"]
+    asked = dict.fromkeys(r for name in pages for r in experiments.missing(name, profile, runs_folder))
     wanted = []
     for recipe in asked:
-        if why := experiments.obstacle(recipe):
+        if why := experiments.obstacle(recipe, runs_folder):
             print(f"{why}, left out: {recipe.command}", file=sys.stderr)
         else:
             wanted.append(recipe)
@@ -42,7 +46,12 @@ def missing(profile: str = "paper", at_once: int = 1, device: str | None = None,
     together, alone = ([r for r in wanted if method(r).draws is draws] for draws in (False, True))
     groups = [together[i : i + at_once] for i in range(0, len(together), at_once)] + [[r] for r in alone]
     for group in groups:
-        side_by_side([(r, runs_folder / r.name) for r in group], device)
+        try:
+            side_by_side([(r, runs_folder / r.name) for r in group], device)
+        except Problem as problem:
+            if not any(experiments.diverged(r, runs_folder) for r in group):
+                raise
+            print(f"csgbook: {problem}", file=sys.stderr)  # a result as well; the others are trained
 
 
 def results(profile: str = "quick", runs_folder: Path = PUBLISHED, out: Path = Path("build/results.json")) -> None:

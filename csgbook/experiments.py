@@ -1,11 +1,15 @@
 """book/experiments.yml: which recipes each page needs, per profile, and the runs of them that exist.
 
+A grid is many experiments in few lines: each of its data sets with each of its networks under each of its methods is a cell, an
+experiment of the name DATA/NETWORK/METHOD.
+
 Precision and loop are how a run is computed, not what.  Where a profile says `precision: auto`, a run serves in any form, but
 all runs of a page share one: that of most of its runs, or what is native here where it has none.
 """
 
 import copy
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +21,14 @@ from csglib import data, runs
 from csglib.errors import Problem, check_name
 from csglib.files import MIB, check_size, parse_json, short
 from csglib.paths import ROOT
+from csglib.paths import folder as folder_of_data
 from csglib.precision import emulated, pick_device, settle_precision
 from csglib.recipe import FORMS, Recipe
 from csglib.runs import Run, schema
 
 FILE = ROOT / "book" / "experiments.yml"
 REMEDY = "work in a clone of the repository, or restore it with git"
+TINY = "tiny-imagenet-200"  # Tiny ImageNet's folder in its archive
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,25 @@ class Profile:
     recipe: dict  # the fields that all its recipes share
     kinds: dict[str, dict]  # those that experiments of a kind have beside, and their own seeds
     leave_out: tuple[str, ...]  # experiments that it does without
+    grids: dict[str, dict]  # data, networks, methods: name -> fields
 
 
 WORD = {"type": "string", "pattern": r"^[A-Za-z0-9._-]+\Z"}
 FIELDS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 SEEDS = {"type": "array", "items": {"type": "integer"}}
 KIND = {"type": "object", "properties": {"seeds": SEEDS}, "additionalProperties": FIELDS["additionalProperties"]}
+NAMES = {"type": "array", "items": WORD, "minItems": 1}
+PART = {
+    "type": "object",
+    "properties": {"networks": NAMES, "data": NAMES},
+    "additionalProperties": FIELDS["additionalProperties"],
+}
+SIDE = {"type": "object", "propertyNames": WORD, "minProperties": 1}
+GRID = schema.record(
+    {name: SIDE | {"additionalProperties": KIND} for name in ("data", "networks")}
+    | {"methods": SIDE | {"additionalProperties": PART}},
+    rest=False,
+)
 PROFILE = schema.record(
     {
         "train": {"type": "boolean"},
@@ -47,14 +66,16 @@ PROFILE = schema.record(
         "like": WORD,
         "kinds": {"type": "object", "additionalProperties": KIND},
         "leave_out": {"type": "array", "items": WORD},
+        "grids": {"type": "object", "additionalProperties": GRID},
     },
-    optional=("seeds", "recipe", "like", "kinds", "leave_out"),
+    optional=("seeds", "recipe", "like", "kinds", "leave_out", "grids"),
     rest=False,
 )
 PAGE = {
     "type": ["object", "null"],
     "properties": {
         "experiments": {"type": "array", "items": WORD},
+        "grids": NAMES,
         "parameters": {"type": "object", "additionalProperties": FIELDS},
     },
     "additionalProperties": False,
@@ -92,9 +113,8 @@ def profile(name: str) -> Profile:
     base = profiles[values.get("like", name)]
     if not {"seeds", "recipe"} <= set(base):
         raise Problem(f"{FILE}: profile {name} has no seeds or no recipe: name them, or a profile that it is like")
-    return Profile(
-        name, values["train"], tuple(base["seeds"]), base["recipe"], base.get("kinds", {}), tuple(base.get("leave_out", ()))
-    )
+    left, grids = tuple(base.get("leave_out", ())), base.get("grids", {})
+    return Profile(name, values["train"], tuple(base["seeds"]), base["recipe"], base.get("kinds", {}), left, grids)
 
 
 def recipes(page: str, profile_name: str, folder: Path | str | None = None) -> dict[str, list[Recipe]]:
@@ -114,9 +134,32 @@ def recipes(page: str, profile_name: str, folder: Path | str | None = None) -> d
         kind = dict(p.kinds.get(own.pop("kind", None), {}))
         seeds = kind.pop("seeds", p.seeds)
         groups[name] = [Recipe.from_dict(p.recipe | kind | own | {"seed": seed}, str(FILE)) for seed in seeds]
+    for name in (table["pages"][page] or {}).get("grids", []):
+        groups |= cells(p, name)
     settle_form(groups, Path(folder or runs.PUBLISHED))
     check_forms(page, profile_name, groups)
     return groups
+
+
+def cells(p: Profile, grid: str) -> dict[str, list[Recipe]]:
+    """The recipes of each cell of a grid, DATA/NETWORK/METHOD; none where the profile has no such grid.
+
+    A method may name the networks and data sets to which it is confined; a data set or a network may have seeds of its own.
+    """
+    found = {}
+    sides = p.grids.get(grid, {"data": {}, "networks": {}, "methods": {}})
+    for data_set, network, method in itertools.product(sides["data"], sides["networks"], sides["methods"]):
+        fields = dict(sides["methods"][method])
+        allowed = {"networks": fields.pop("networks", [network]), "data": fields.pop("data", [data_set])}
+        for side, names in allowed.items():
+            for name in names:
+                check_name(f"{side} of grid {grid}", name, sides[side])
+        if network not in allowed["networks"] or data_set not in allowed["data"]:
+            continue
+        whole = {"seeds": p.seeds} | p.recipe | sides["networks"][network] | sides["data"][data_set] | fields
+        seeds = whole.pop("seeds")
+        found[f"{data_set}/{network}/{method}"] = [Recipe.from_dict(whole | {"seed": seed}, str(FILE)) for seed in seeds]
+    return found
 
 
 def settle_form(groups: dict[str, list[Recipe]], folder: Path) -> None:
@@ -147,15 +190,26 @@ def check_forms(page: str, profile_name: str, groups: dict[str, list[Recipe]]) -
                 raise Problem(f"{FILE}: profile {profile_name} compares {told} for the claim {claim.id}: {remedy}")
 
 
-def obstacle(recipe: Recipe) -> str | None:
+def obstacle(recipe: Recipe, folder: Path | str | None = None) -> str | None:
     """Why it cannot be trained here; None if it can."""
+    if stopped := diverged(recipe, folder):
+        return f"it diverged ({stopped})"
     if not data.present(recipe.dataset):
         return "its photographs are not here"
+    if recipe.dataset.startswith("tiny-imagenet") and not (folder_of_data() / TINY).is_dir():
+        return f"there is no {TINY} in {folder_of_data()}"
     if emulated(recipe.precision, pick_device(None)):
         return (
             f"the runs beside it are in {recipe.precision}, which this machine emulates, slowly (`precision: float32` in "
             f"{FILE.name} trains all of them in float32)"
         )
+    return None
+
+
+def diverged(recipe: Recipe, folder: Path | str | None = None) -> str | None:
+    """What a training of it that was stopped since it diverged left under the folder, in words; None where there is none."""
+    if report := runs.diverged(Path(folder or runs.PUBLISHED) / recipe.name):
+        return f"{report['stopped_by'][0]} of epoch {report['history'][-1]['epoch']}"
     return None
 
 

@@ -29,7 +29,7 @@ class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
     dataset: Name = "cifar10"  # cifar10 | cifar10-mini | cifar100 | stl10 | voc:PATH, boxes | folder:PATH, a subfolder a class
-    net: Name = "resnet20"  # resnet20 | resnet8 | NAME@LAYER: a network of torchvision cut after a layer, as resnet18@layer4
+    net: Name = "resnet20"  # resnet20 | resnet8 | NAME@LAYER of torchvision | NAME-32xWIDTH@LAYER, fitted to 32 pixels
     method: Name = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: Count = 30  # passes over the training images, of both paths together
     seed: Annotated[int, "[0, 1099511627776)"] = 0  # of the first weights, the images' order and augmentation, all draws

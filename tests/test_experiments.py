@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import json
 
 import pytest
 import torch
@@ -18,19 +20,27 @@ PAIRS = [(page, profile) for page in BOOK["pages"] for profile in BOOK["profiles
 def test_every_page_has_valid_recipes_in_every_profile(page, profile):
     p = experiments.profile(profile)
     for name, group in experiments.recipes(page, profile).items():
-        seeds = p.kinds.get(BOOK["experiments"][name].get("kind"), {}).get("seeds", p.seeds)
-        assert [r.seed for r in group] == ([] if name in p.leave_out else list(seeds)), name
+        if name in BOOK["experiments"]:
+            seeds = p.kinds.get(BOOK["experiments"][name].get("kind"), {}).get("seeds", p.seeds)
+            assert [r.seed for r in group] == ([] if name in p.leave_out else list(seeds)), name
+        else:
+            assert name.count("/") == 2 and group and len({r.seed for r in group}) == len(group), name  # a cell of a grid
         for recipe in group:
             assert recipe.key  # its precision is named
             if recipe.seed == group[0].seed:
-                methods.method(recipe).gate(recipe, networks.build(recipe.net, 10))
+                methods.method(recipe).gate(recipe, of_name(recipe.net))
             assert Recipe.from_dict(vars(recipe), "itself") == recipe
+
+
+@functools.lru_cache(2)  # a grid has each under several methods, one after the other
+def of_name(net: str) -> networks.Split:
+    return networks.build(net, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page, profile", PAIRS)
 def test_two_experiments_of_a_page_share_recipes_only_where_an_ablation_costs_nothing_less(page, profile):
-    groups = experiments.recipes(page, profile)
+    groups = {name: g for name, g in experiments.recipes(page, profile).items() if name in BOOK["experiments"]}
     alone = {name: g for name, g in groups.items() if not BOOK["experiments"][name].get("kind")}
     ablations = {name: g for name, g in groups.items() if name not in alone}
     for side in (alone, ablations) if "ablation" not in experiments.profile(profile).kinds else (groups,):
@@ -117,6 +127,95 @@ def test_without_the_file_the_problem_names_it(tmp_path, monkeypatch):
         experiments.book()
 
 
+# Grids: many experiments in few lines
+
+
+def in_grid(change, monkeypatch, tmp_path) -> dict[str, list[Recipe]]:
+    """The recipes of a grid of two data sets, two networks and two methods, with one thing changed."""
+    grid = {
+        "data": {"a": {"dataset": "cifar10", "epochs": 4}, "b": {"dataset": "folder:x", "lr": 0.5}},
+        "networks": {"n": {"net": "resnet20"}, "m": {"net": "resnet8", "lr": 0.3, "seeds": [7]}},
+        "methods": {"std": {"method": "standard"}, "csg": {"method": "csg"}},
+    }
+    change(grid)
+    changed_file(monkeypatch, tmp_path, lambda table: table["profiles"]["short"]["grids"].update(taps=grid))
+    return experiments.cells(experiments.profile("short"), "taps")
+
+
+def test_a_grid_is_every_data_set_with_every_network_under_every_method(monkeypatch, tmp_path):
+    cells = in_grid(lambda grid: None, monkeypatch, tmp_path)
+    assert list(cells) == [f"{d}/{n}/{m}" for d in "ab" for n in "nm" for m in ("std", "csg")]
+    assert [r.seed for r in cells["a/n/std"]] == [0, 1, 2] and [r.seed for r in cells["a/m/std"]] == [7]
+    assert cells["a/m/csg"][0].changed() == {"net": "resnet8", "lr": 0.3, "epochs": 4, "seed": 7}
+    assert cells["b/m/csg"][0].lr == 0.5  # a data set's field goes before a network's
+
+
+def test_a_method_may_be_confined_to_networks_and_data_sets(monkeypatch, tmp_path):
+    cells = in_grid(lambda grid: grid["methods"]["csg"].update(networks=["m"], data=["b"]), monkeypatch, tmp_path)
+    assert [name for name in cells if name.endswith("csg")] == ["b/m/csg"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda grid: grid["methods"]["csg"].update(networks=["o"]), "unknown networks of grid taps 'o': choose one of n, m"),
+        (lambda grid: grid["data"]["a"].update(epoch=3), "unknown recipe field 'epoch'"),
+        (lambda grid: grid["networks"].clear(), "experiments.yml"),
+        (lambda grid: grid.pop("methods"), "experiments.yml.*methods"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(change, said, monkeypatch, tmp_path):
+    with pytest.raises(Problem, match=said):
+        in_grid(change, monkeypatch, tmp_path)
+
+
+def test_all_methods_of_a_network_share_its_rate_and_schedule():
+    for grid in ("elsewhere", "taps"):
+        cells = experiments.cells(experiments.profile("short"), grid)
+        for name, group in cells.items():
+            std = cells[f"{name.rpartition('/')[0]}/std"]
+            for a, b in zip(std, group, strict=True):
+                assert {k for k in a.changed() | b.changed() if a.changed().get(k) != b.changed().get(k)} <= {
+                    "method",
+                    "theta_lr",
+                }
+
+
+def test_a_diverged_cell_is_told_and_not_trained_again(tmp_path, csgbook, monkeypatch):
+    recipe = experiments.recipes("table1", "smoke")["std"][0]
+    out = tmp_path / recipe.name
+    runs.part(out).mkdir(parents=True)
+    report = {"stopped_by": ["train_loss"], "history": [{"epoch": 0, "train_loss": "nan"}]}
+    (runs.part(out) / "report.json").write_text(json.dumps(report))
+    assert experiments.obstacle(recipe, tmp_path) == "it diverged (train_loss of epoch 0)"
+    assert experiments.diverged(recipe, tmp_path / "elsewhere") is None
+    asked = []
+    monkeypatch.setattr("csglib.training.trainer.side_by_side", lambda work, device: asked.extend(work))
+    code, _, err = csgbook("missing", "--profile", "smoke", "--page", "table1", "--runs-folder", tmp_path, "--device", "cpu")
+    assert code == 0 and "it diverged (train_loss of epoch 0), left out: csglib train" in err
+    assert {r.method for r, _ in asked} == {"csg", "matched"}
+
+
+def test_a_cell_that_diverges_stops_no_other(tmp_path, csgbook, monkeypatch):
+    """It is told and kept as a result; another mistake still stops the command."""
+    tried = []
+
+    def fail(work, device):
+        (recipe, out), *_ = work
+        tried.append(recipe.method)
+        if recipe.method == "standard":
+            runs.part(out).mkdir(parents=True)
+            report = {"stopped_by": ["train_loss"], "history": [{"epoch": 0, "train_loss": "inf"}]}
+            (runs.part(out) / "report.json").write_text(json.dumps(report))
+            raise Problem("train_loss of epoch 0 is inf")
+        if recipe.method == "csg":
+            raise Problem("no room")
+
+    monkeypatch.setattr("csglib.training.trainer.side_by_side", fail)
+    code, _, err = csgbook("missing", "--profile", "smoke", "--page", "table1", "--runs-folder", tmp_path, "--device", "cpu")
+    assert code == 2 and tried == ["standard", "matched", "csg"] and "train_loss of epoch 0 is inf" in err and "no room" in err
+
+
 # Precision and loop: how a run is computed
 
 
@@ -179,7 +278,7 @@ def test_published_runs_keep_their_keys():
 def changed_file(monkeypatch, tmp_path, change) -> None:
     table = yaml.safe_load(experiments.FILE.read_text())
     change(table)
-    (tmp_path / "experiments.yml").write_text(yaml.safe_dump(table))
+    (tmp_path / "experiments.yml").write_text(yaml.safe_dump(table, sort_keys=False))
     monkeypatch.setattr(experiments, "FILE", tmp_path / "experiments.yml")
 
 
@@ -209,6 +308,16 @@ def test_what_is_emulated_here_is_not_trained_beside_other_runs_and_the_remedy_i
     assert "`precision: float32` in experiments.yml trains all of them" in experiments.obstacle(recipe)
     assert experiments.obstacle(dataclasses.replace(recipe, precision="float32")) is None
     assert "photographs are not here" in experiments.obstacle(Recipe(dataset="voc:nowhere", precision="float32"))
+
+
+def test_cells_of_tiny_imagenet_are_told_where_it_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSGLIB_DATA", str(tmp_path))
+    cells = experiments.recipes("elsewhere", "short", tmp_path)
+    recipe = dataclasses.replace(cells["tiny-imagenet/resnet18/csg"][0], precision="float32")
+    assert recipe.dataset == "tiny-imagenet@32@20classes"
+    assert experiments.obstacle(recipe) == f"there is no tiny-imagenet-200 in {tmp_path}"
+    (tmp_path / "tiny-imagenet-200").mkdir()
+    assert experiments.obstacle(recipe) is None
 
 
 def test_siblings_differ_in_precision_or_loop_alone(tmp_path):

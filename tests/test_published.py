@@ -13,10 +13,10 @@ FOLDERS = sorted(p.parent for p in PUBLISHED.glob("*/provenance.json"))
 SHORT = experiments.published("table1", "short")
 
 
-def test_those_of_cifar10_fit_into_100_megabytes_and_all_into_130():
+def test_those_of_cifar10_fit_into_100_megabytes_and_all_into_150():
     sizes = {folder.name: sum(p.stat().st_size for p in folder.iterdir()) for folder in FOLDERS}
     assert sum(size for name, size in sizes.items() if name.startswith("cifar10")) < 100e6
-    assert sum(sizes.values()) < 130e6
+    assert sum(sizes.values()) < 150e6
 
 
 @pytest.mark.slow
@@ -28,10 +28,12 @@ def test_a_run_is_whole_stands_at_its_place_and_comes_from_a_clean_commit(folder
     assert sum(p.stat().st_size for p in folder.iterdir()) < 5e6
     assert len(run.history) == run.recipe.epochs
     assert run.history[-1]["path"] in ("standard", "joint")  # the standard path is trained last
+    assert all(math.isfinite(v) for v in run.metrics.values() if v is not None)
+    if run.left_out:
+        return
     a = run.readout
     assert run.metrics["accuracy"] == metrics.accuracy(a.logits, a.labels)
     assert run.metrics["mis"] == pytest.approx(metrics.mis(a.features, a.labels, len(a.bias)), abs=1e-9)
-    assert all(math.isfinite(v) for v in run.metrics.values() if v is not None)
     if run.recipe.method == "csg" and run.recipe.gate_projection == "max":
         assert (a.gate.amax(0) == 1).all() and run.metrics["l1_density"] >= 0.1
 

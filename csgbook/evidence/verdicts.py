@@ -3,7 +3,6 @@
 Claims and tolerances are committed before the results that test them are known; rules.py has the rules.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -52,10 +51,7 @@ def responses(run: Run) -> torch.Tensor:
 
 def removed_filters(run: Run) -> torch.Tensor:
     """Row c masks the filters of class c: those that it owns; without a gate the K/C, rounded up, that it excites most."""
-    C, K = run.readout.weight.shape
-    if run.readout.gate is not None:
-        return metrics.own_filters(run.readout)
-    return metrics.most_active(run.readout, torch.full((C,), math.ceil(K / C)))
+    return metrics.class_filters(run.readout)
 
 
 def removed(run: Run) -> tuple[float, float]:

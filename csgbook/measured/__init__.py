@@ -26,6 +26,7 @@ TOOLS = {
     "label-leak": "tools/label_leak.py",
     "few-images": "tools/few_images.py",
     "first-verdicts": "tools/first_verdicts.py",
+    "grid-pace": "tools/grid_pace.py",
     "animals-trials": "tools/trials.py FOLDER",
     "scaling": "tools/scaling.py measure",
     "speed": "tools/bench.py",
@@ -99,6 +100,8 @@ def check(run: Run) -> bool:
 
     A share of counted things is a whole number of them, which a number made up is not; one that is made up with care can be.
     """
+    if run.left_out:  # nothing is measured of such
+        return False
     N, K = run.readout.features.shape
     right = run.readout.logits.argmax(1) == run.readout.labels
     found = False

@@ -77,6 +77,19 @@ MEASURED["scaling"] = sealed(
     }
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
+PACE = record(  # seconds an image, in a step and read out
+    {"net": PLAIN, "pixels": WHOLE, "batch": WHOLE, "train": POSITIVE, "test": POSITIVE}, rest=False
+)
+MEASURED["grid-pace"] = sealed(
+    {
+        "paces": {"type": "array", "items": PACE, "minItems": 1},
+        "sizes": every(record(dict.fromkeys(("train", "test", "pixels", "classes"), WHOLE), rest=False)),
+        "precision": PLAIN,
+        "rounds": WHOLE,
+        "load": COUNT,
+    }
+    | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
+)
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
 SIDE = {"type": "array", "items": {"type": "number", "minimum": -1000, "maximum": 1000}}
 SIDES = {"type": "array", "items": SIDE, "minItems": 2, "maxItems": 2}

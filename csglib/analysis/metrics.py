@@ -144,6 +144,7 @@ def evaluate(readout: Readout) -> dict[str, float | None]:
         "acc1": accuracy(readout.logits, readout.labels),
         "acc2": None,
         "acc3": None,
+        "removed": masked_accuracy(readout, 1 - class_filters(readout)[readout.labels]),
     }
     if C > FEW:
         values["mis_balanced"] = mis_balanced(readout.features, labels, C)
@@ -165,6 +166,14 @@ def class_means(readout: Readout) -> Float[Tensor, "C K"]:
 def own_filters(readout: Readout) -> Float[Tensor, "C K"]:
     """Each filter given to one class: that of its largest gate entry; without a gate, that whose images excite it most."""
     return cluster(class_means(readout) if readout.gate is None else readout.gate)
+
+
+def class_filters(readout: Readout) -> Float[Tensor, "C K"]:
+    """Row c masks the filters of class c: those that it owns; without a gate the K/C, rounded up, that it excites most."""
+    C, K = readout.weight.shape
+    if readout.gate is not None:
+        return own_filters(readout)
+    return most_active(readout, torch.full((C,), math.ceil(K / C), device=readout.features.device))
 
 
 def owners(readout: Readout) -> Int[Tensor, " K"]:

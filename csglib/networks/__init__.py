@@ -1,4 +1,8 @@
-"""Networks by the recipe's names for them: `resnet20` for CIFAR, and any network of torchvision, cut after a layer."""
+"""Networks by the recipe's names for them: `resnet20` for CIFAR, and any network of torchvision, cut after a layer.
+
+`resnet18@layer4` is torchvision's; `resnet18-32@layer4` the same fitted to pictures of 32 pixels, and
+`resnet18-32x0.25@layer4` a quarter as wide.
+"""
 
 import hashlib
 import os
@@ -34,6 +38,12 @@ def build(name: str, num_classes: int, weights: str = "fresh") -> Split:
                 f"there are no ImageNet weights for {name}: choose {', '.join(IMAGENET)} or NAME@LAYER of torchvision"
             )
         return NETS[name](num_classes, IMAGENET[name]())
+    if "-" in name.partition("@")[0]:  # no network of torchvision has one
+        from csglib.networks.fitted import fitted
+
+        if weights != "fresh":
+            raise Problem(f"there are no ImageNet weights for {name}, which is fitted to small pictures: choose weights fresh")
+        return fitted(name, num_classes)
     import torchvision.models
 
     family, _, layer = name.partition("@")

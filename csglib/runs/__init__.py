@@ -2,7 +2,8 @@
 
 A run folder holds recipe.json, history.jsonl, model.safetensors, readout.safetensors, metrics.json and provenance.json, which
 is written last and carries the sha256 of the others.  It appears whole or not at all: a run in training lives beside its
-place in a folder of the same name with `.part` added.
+place in a folder of the same name with `.part` added.  A run may be published without its weights and readout: then its
+provenance says so under `left_out`, and keeps their sha256.
 """
 
 import dataclasses
@@ -42,6 +43,20 @@ class Run:
     metrics: dict
     provenance: dict
 
+    @property
+    def left_out(self) -> list[str]:
+        """The files that it was published without."""
+        return self.provenance.get("left_out", [])
+
+    def needed(self, name: str) -> Path:
+        """A file's place; refuses one that the run was published without."""
+        if name in self.left_out and not (self.path / name).exists():
+            raise Problem(
+                f"{self.path} was published without {' and '.join(self.left_out)}: train it again with "
+                f"`csglib train {self.recipe.flags} --out build/{self.recipe.name}`"
+            )
+        return self.path / name
+
     @cached_property
     def history(self) -> list[dict]:
         """A row an epoch, as schema.ROW has it: path, learning rate, losses and accuracies, seconds."""
@@ -51,7 +66,7 @@ class Run:
     @cached_property
     def readout(self) -> Readout:
         """Refused unless its head is that of the weights: a readout of another network has another."""
-        path = self.path / "readout.safetensors"
+        path = self.needed("readout.safetensors")
         stored = schema.check_readout(read_tensors(path, AGAIN, schema.LIMITS[path.name]), path, AGAIN)
         for name in ("weight", "bias"):
             if not torch.equal(stored[name], self.weights.get(f"head.{name}", torch.empty(0))):
@@ -65,12 +80,12 @@ class Run:
 
     def network(self) -> Split:
         """The trained network."""
-        return network(self.recipe, len(self.readout.bias), self.weights, self.path / "model.safetensors")
+        return network(self.recipe, len(self.readout.bias), self.weights, self.needed("model.safetensors"))
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """By their names in the network, in float32.  Raises Damaged where one is not finite."""
-        path = self.path / "model.safetensors"
+        """By their names in the network, in float32.  Raises Damaged where one is not finite, Problem where they were left out."""
+        path = self.needed("model.safetensors")
         stored = read_tensors(path, AGAIN, schema.LIMITS[path.name])
         if bad := [name for name, t in stored.items() if not t.isfinite().all()]:
             raise Damaged(f"{path}: {bad[0]} is not finite, as are {len(bad)} of its {len(stored)} tensors: {AGAIN}")
@@ -104,7 +119,10 @@ def read(path: Path | str) -> Run:
     if claimed.get("format") != FORMAT:
         raise Problem(f"{path} has run format {claimed.get('format')!r:.40}, this csglib reads {FORMAT}: train the run again")
     provenance = read_json(path / "provenance.json", AGAIN, schema.PROVENANCE)
+    left = provenance.get("left_out", [])
     for name in FILES:
+        if name in left and not (path / name).exists():
+            continue
         check_size(path / name, schema.LIMITS[name], AGAIN)
         if digest(path / name) != provenance["sha256"][name]:
             raise Damaged(f"{path / name} was altered after the run (its sha256 differs): {AGAIN}")
@@ -118,6 +136,14 @@ def part(path: Path) -> Path:
     """The folder in which a run is trained until it is finished."""
     path = path.absolute()
     return path.parent / (path.name + ".part")
+
+
+def diverged(out: Path) -> dict | None:
+    """What is told of a training into this folder that was stopped since it diverged; None where none was."""
+    path = part(out) / "report.json"
+    if not path.is_file():
+        return None
+    return read_json(path, f"remove {path.parent}, and train again", schema.REPORT)
 
 
 def reserve(out: Path, recipe: Recipe) -> Path:

@@ -6,6 +6,7 @@ The address stands in pyproject.toml alone.  `make address` writes it into the n
 import os
 import sys
 import tarfile
+import tempfile
 import tomllib
 import zipfile
 import zlib
@@ -13,13 +14,14 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path, PurePosixPath
 
-from csglib import runs
+from csglib import files, runs
 from csglib.data.download import Archive, fetched
 from csglib.errors import Problem
 from csglib.files import MIB
 from csglib.paths import ROOT
 from csglib.recipe import NAME
 from csglib.runs import Run, schema
+from csglib.runs.verify import verify
 
 UNKNOWN = "OWNER/NAME"  # what pyproject.toml says as long as nobody has pushed the project anywhere
 ARCHIVE = 4096 * MIB  # more than the repository's archive will ever unpack to: the published runs take some 90 MB
@@ -80,11 +82,43 @@ def unpack_runs(stream, target: Path) -> None:
                 raise tarfile.TarError("it unpacks to more than the repository")
             parts = PurePosixPath(member.name).parts
             if len(parts) != 5 or parts[1:3] != ("data", "runs") or parts[4] not in (*runs.FILES, "provenance.json"):
-                continue
+                continue  # report.json too, of a training that diverged
             if not member.isfile() or member.size > schema.LIMITS[parts[4]] or not NAME.fullmatch(parts[3]):
                 raise tarfile.TarError(f"{member.name:.100} is no file of a run")
             (target / parts[3]).mkdir(exist_ok=True)
             (target / parts[3] / parts[4]).write_bytes(tar.extractfile(member).read())
+
+
+def publish_without_weights(run: Run, folder: Path | None = None) -> Path:
+    """Verify a run and copy what is small of it: recipe, history, metrics and provenance, which then says what is left out.
+
+    Args:
+        run: As `csglib train` wrote it.
+        folder: Where it goes, under its recipe's name; the published runs if None.
+
+    Returns:
+        The new run folder.
+
+    Raises:
+        Problem: Where the run is not what it says, or was published.
+    """
+    folder = folder or runs.PUBLISHED
+    out = folder / run.recipe.name
+    if out.exists():
+        raise Problem(f"{out} exists: a published run is never replaced")
+    if run.left_out:
+        raise Problem(f"{run.path} has no weights to verify it by: give the run as it was trained")
+    verify(run)
+    more = {"left_out": list(schema.HEAVY), "test_images": len(run.readout.labels)}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".publish-") as tmp:
+        new = Path(tmp) / out.name
+        new.mkdir()
+        for name in (name for name in runs.FILES if name not in schema.HEAVY):
+            files.write(new / name, (run.path / name).read_bytes())
+        files.write(new / "provenance.json", runs.dump(run.provenance | more))
+        verify(runs.read(new))
+        os.rename(new, out)
+    return out
 
 
 def download(taken: Iterable[Run]) -> Path | None:
@@ -98,6 +132,7 @@ def download(taken: Iterable[Run]) -> Path | None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for run in taken:
             for name in (*runs.FILES, "provenance.json"):
-                archive.write(run.path / name, f"{run.recipe.name}/{name}")
+                if (run.path / name).exists():
+                    archive.write(run.path / name, f"{run.recipe.name}/{name}")
     files.download(str(path))
     return path

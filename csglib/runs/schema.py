@@ -18,6 +18,7 @@ LIMITS = {  # bytes, so that none takes 2 GB when it is opened; a ResNet-20 on C
     "metrics.json": 64 * KIB,
     "provenance.json": 64 * KIB,
 }
+HEAVY = ("model.safetensors", "readout.safetensors")  # what a run may be published without
 
 # These strings reach pages and shells: nothing that opens a tag, a code span, a link or a command.
 PLAIN = {"type": ["string", "null"], "pattern": r"^[\w .,:;()@/+-]*\Z", "maxLength": 200}
@@ -53,17 +54,19 @@ PROVENANCE = record(
         "precision_reason": PLAIN,
         "side_by_side": WHOLE,
         "format": {"type": "integer"},
+        "left_out": {"type": "array", "items": {"enum": list(HEAVY)}, "minItems": 1, "uniqueItems": True},
+        "test_images": WHOLE,  # where the readout that would tell is left out
         "sha256": record(dict.fromkeys([name for name in LIMITS if name != "provenance.json"], SHA256)),
     },
-    optional=("side_by_side",),
+    optional=("side_by_side", "left_out", "test_images"),
     rest=PLAIN,
 )
 BALANCED = ("mis_balanced", "mis_balanced_null")  # with more than ten classes
 METRICS = record(
-    {name: SHARE for name in ("accuracy", "l1_density", "sharpness", "acc1", "acc2", "acc3", "null_normalised")}
+    {name: SHARE for name in ("accuracy", "l1_density", "sharpness", "acc1", "acc2", "acc3", "removed", "null_normalised")}
     | dict.fromkeys(("mis", "mis_null", "mis_normalised"), COUNT)  # of old runs the last may exceed 1
     | dict.fromkeys(BALANCED, COUNT),
-    optional=("sharpness", "null_normalised", *BALANCED),
+    optional=("sharpness", "null_normalised", "removed", *BALANCED),
     rest={"type": ["number", "null"]},
 )
 ROW = record(
@@ -75,6 +78,16 @@ ROW = record(
     },
     optional=("commit",),
     rest={"type": ["number", "null"]},
+)
+REPORT = record(  # of a training that diverged; what is not finite stands there in words
+    {"stopped_by": {"type": "array", "items": PLAIN, "minItems": 1}}
+    | {
+        "history": {
+            "type": "array",
+            "minItems": 1,
+            "items": record({"epoch": COUNT}, rest={"type": ["number", "null", "string"]}),
+        }
+    }
 )
 
 STORED = {"features": torch.uint16, "labels": torch.int16}  # all else is float32; so may features be, without low and span

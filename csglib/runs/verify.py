@@ -31,17 +31,46 @@ def verify(run: Run) -> str:
             readout's, or whose readout is not its weights'.
     """
     check_history(run)
+    if run.left_out:
+        return check_counts(run)
     told = ["digests", "finite weights", "history", "metrics", *check_metrics(run)]
     N, known = len(run.readout.labels), images_of(run)
     readout = f"not recomputed, {known}" if isinstance(known, str) else f"recomputed on {len(known[1]):,} of {N:,} test images"
     if not isinstance(known, str):
         check_readout(run, *known)
+    check_drift(run, N)
+    return f"verified: {', '.join(told)}; readout {readout}"
+
+
+def check_counts(run: Run) -> str:
+    """Of a run without weights and readout: whether its shares are whole numbers of its test images, and agree.
+
+    What nobody can recompute is said: the mutual information, and that the weights gave any of it.
+    """
+    path, N, m = run.path / "metrics.json", run.provenance.get("test_images"), run.metrics
+    if N is None:
+        raise Problem(
+            f"{run.path / 'provenance.json'} leaves out the readout and does not tell how many images it had: {AGAIN}"
+        )
+    for name in ("accuracy", "acc1", "acc2", "acc3", "removed"):
+        share = m.get(name)
+        if share is not None and abs(share * N - round(share * N)) > 1e-6 * N:
+            raise Problem(f"{path} says {name} {share}, which is no number of its {N} test images: {AGAIN}")
+    if m["acc1"] != m["accuracy"] or not m["mis_null"] <= max(m["mis"], 0.02) or not m["mis_normalised"] <= 1:
+        raise Problem(
+            f"{path} contradicts itself: acc1 is the accuracy, and MIS lies above its null and below its bound: {AGAIN}"
+        )
+    check_drift(run, N)
+    left = " and ".join(run.left_out)
+    return f"verified: digests, history, accuracies as numbers of {N:,} test images; {left} left out, so nothing recomputed"
+
+
+def check_drift(run: Run, N: int) -> None:
     if runs.drifted(run.history, run.metrics, N):
         raise Damaged(
             f"{run.path / 'metrics.json'} says accuracy {run.metrics['accuracy']}, the last epoch in history.jsonl "
             f"{run.history[-1].get('test_accuracy')}: {AGAIN}"
         )
-    return f"verified: {', '.join(told)}; readout {readout}"
 
 
 def check_history(run: Run) -> None:

@@ -1,0 +1,414 @@
+"""The page *Does it hold elsewhere?*: a grid of networks and data sets in one picture, its table, what tells cells apart."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown
+from matplotlib import pyplot as plt
+from matplotlib import ticker
+from matplotlib.figure import Figure
+from scipy import stats
+from torch import nn
+
+from csgbook import experiments, measured
+from csgbook.evidence import grid
+from csgbook.evidence.grid import Cell
+from csgbook.pages import origin
+from csgbook.pages.figures import BLUE, GREY, ORANGE, styled
+from csgbook.pages.tables import markdown, spread
+from csglib import methods, networks
+from csglib.recipe import Recipe
+from csglib.runs import Run
+
+GREEN = "#009e73"  # of the same palette
+LOOKS = {
+    "csg": ("CSG", BLUE, "o"),
+    "picnn": ("PICNN", ORANGE, "s"),
+    "matched": ("MATCHED", GREY, "^"),
+    "std": ("STD", GREEN, "D"),
+}
+TITLES = {"accuracy": "accuracy", "mis_normalised": "MIS / bound", "removed": "accuracy without own filters"}
+LACKING = "not run here"
+
+
+# The picture
+
+
+@styled
+def differences(cells: Sequence[Cell]) -> Figure:
+    """A row a network, two columns a data set that has runs: accuracy and MIS less standard training's, a mark a method."""
+    names = list(dict.fromkeys(c.network for c in cells))
+    drawn = [c for c in cells if any(c.holds(method) is not None for method in ("csg", "picnn"))]
+    data = list(dict.fromkeys(c.data for c in drawn or cells[:1]))
+    size = (6.4, 1.2 + 0.3 * len(names))
+    fig, axes = plt.subplots(1, 2 * len(data), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for (of, metric), ax in zip([(d, m) for d in data for m in grid.METRICS], axes[0], strict=True):
+        ax.axvline(0, color=GREY, lw=0.8)
+        if metric == "accuracy":
+            ax.axvspan(-grid.TOLERANCE, 0, color=GREY, alpha=0.2, lw=0)
+        for cell in (c for c in cells if c.data == of):
+            draw_cell(ax, cell, metric, names.index(cell.network))
+        ax.set_title(f"{of}\n{TITLES[metric]}", fontsize=8 if len(data) < 3 else 6.5)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        ax.margins(x=0.15)
+        if not drawn:
+            ax.set_xlim(-0.05, 0.05)
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(2))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.grid(axis="y", color=GREY, alpha=0.15, lw=0.6)
+    axes[0, 0].set_xlabel("less STD")
+    marks = [
+        plt.Line2D([], [], color=c, marker=m, ls="", label=f"{name} less STD")
+        for name, c, m in map(LOOKS.get, ("csg", "picnn"))
+    ]
+    fig.legend(handles=marks, loc="outside upper center", ncols=2)
+    return fig
+
+
+def draw_cell(ax, cell: Cell, metric: str, row: int) -> None:
+    for method, shift in (("csg", -0.15), ("picnn", 0.15)):
+        _, color, marker = LOOKS[method]
+        d = cell.difference(method, metric)
+        if method in cell.diverged:
+            ax.text(0, row + shift, " diverged", color=color, fontsize=6, va="center")
+        elif d:
+            ends = None if d.low is None else [[d.mean - d.low], [d.high - d.mean]]
+            ax.errorbar(
+                d.mean, row + shift, xerr=ends, fmt=marker, color=color, ms=4, capsize=2, lw=1, mfc=color if ends else "white"
+            )
+
+
+# The verdict
+
+
+def answer(cells: Sequence[Cell]) -> Markdown:
+    """The verdict on PICNN's claim over the networks, and CSG by the same rule, each with its uncertainty."""
+    told = [sentence(cells, method) for method in ("picnn", "csg")]
+    if not any(told):
+        return Markdown("**Not answered yet:** the runs that would tell are not here.")
+    return Markdown(f"**{' '.join(filter(None, told))}**")
+
+
+def sentence(cells: Sequence[Cell], method: str) -> str:
+    """Empty where no cell tells."""
+    s = grid.signs(cells, method)
+    if s is None:
+        return ""
+    found = [holds for c in cells if (holds := c.holds(method)) is not None]
+    claim = {
+        "picnn": "PICNN's claim, filters that tell more of one class at equal or higher accuracy, holds",
+        "csg": "By the same rule CSG's gate brings it",
+    }[method]
+    n = len(s.holds) + len(s.fails)
+    return (
+        f"{claim} in {len(s.holds)} of {n} network{'s' * (n > 1)} (95 % interval of the share {s.low:.2f} to {s.high:.2f}, "
+        f"sign test p = {s.p:.2g}), and in {sum(found)} of {len(found)} cells of network and data set."
+    )
+
+
+def count(cells: Sequence[Cell]) -> Markdown:
+    """How many cells hold, which half fails in the others, for both methods; and the sign tests of each half."""
+    rows = []
+    for method in ("picnn", "csg"):
+        told = [c for c in cells if c.holds(method) is not None]
+        halves = [halves_of(c, method) for c in told if method not in c.diverged]
+        row = {"Method": LOOKS[method][0], "Cells": len(told), "Claim holds": halves.count((True, True))}
+        row["of these by intervals"] = sum(bool(c.holds(method)) and c.sure(method) for c in told)
+        row |= {"Accuracy lower": halves.count((False, True)), "MIS not greater": halves.count((True, False))}
+        row |= {"Both": halves.count((False, False)), "Diverged": sum(method in c.diverged for c in told)}
+        rows.append({title: str(value) for title, value in row.items()})
+    return markdown(pd.DataFrame(rows))
+
+
+def halves_of(cell: Cell, method: str) -> tuple[bool, bool]:
+    """Whether the accuracy is kept, and whether MIS is greater."""
+    accuracy, mis = (cell.difference(method, metric).mean for metric in grid.METRICS)
+    return accuracy >= -grid.TOLERANCE, mis > 0
+
+
+# The table
+
+
+def table(cells: Sequence[Cell]) -> Markdown:
+    """A table a data set, a row a network: standard training's numbers, each method's difference, the answer."""
+    parts = []
+    for data in dict.fromkeys(c.data for c in cells):
+        shown = pd.DataFrame([table_row(c) for c in cells if c.data == data])
+        parts.append(f"*{data}*\n\n{shown.to_markdown(index=False, disable_numparse=True)}")
+    return Markdown("\n\n".join(parts))
+
+
+def table_row(c: Cell) -> dict[str, str]:
+    """What has no run is empty."""
+    std = c.runs.get("std", [])
+    row = {"Network": c.network, "K / C": ratio(c)}
+    row |= {f"STD {TITLES[m]}": spread([r.metrics[m] for r in std], 3) if std else "" for m in grid.METRICS}
+    for method in ("csg", "picnn"):
+        for metric in grid.METRICS:
+            row[f"{LOOKS[method][0]}, {TITLES[metric]}"] = told(c, method, metric)
+    row["PICNN's claim"] = {True: "holds", False: "fails", None: ""}[c.holds("picnn")] + " †" * c.sure("picnn")
+    return row | {"Seeds": str(len(std)) if std else LACKING}
+
+
+def told(cell: Cell, method: str, metric: str) -> str:
+    """A difference with its interval; what a training was stopped by; nothing without runs."""
+    if method in cell.diverged:
+        return f"diverged: {cell.diverged[method]}"
+    d = cell.difference(method, metric)
+    if d is None:
+        return ""
+    return f"{d.mean:+.3f}" + ("" if d.low is None else f" ({d.low:+.3f} to {d.high:+.3f})")
+
+
+def ratio(cell: Cell) -> str:
+    C, K = cell.classes, traits(cell.recipe.net)["Filters K"]
+    return "" if C is None else f"{K / C:.1f}" + " (< 5)" * (K < grid.FEW * C)
+
+
+def few(cells: Sequence[Cell]) -> Markdown:
+    """Which cells have fewer than five filters a class."""
+    known = [(c, traits(c.recipe.net)["Filters K"] / c.classes) for c in cells if c.classes]
+    if not known:
+        return Markdown("How many filters a class has is not known yet: that takes a run, or `python tools/grid_pace.py`.")
+    named = [f"{c.network} on {c.data} ({each:.1f})" for c, each in known if each < grid.FEW]
+    if not named:
+        return Markdown("Every network here has at least five filters a class.")
+    return Markdown(
+        f"Fewer than five filters a class, so that a cluster is often empty when PICNN starts: {', '.join(named)}. Its claim "
+        "is counted there all the same."
+    )
+
+
+# What tells the cells apart
+
+
+@functools.cache
+def traits(net: str) -> dict[str, int | float | str]:
+    """Of a network by its recipe's name: what it has at the gate, found in the network itself."""
+    torch.manual_seed(0)
+    built = networks.build(net, 10).eval()
+    norms = [m for m in built.features.modules() if type(m).__name__.startswith(("BatchNorm", "LayerNorm"))]
+    with torch.no_grad():
+        maps = built.maps(torch.rand(2, 3, 32, 32))
+    weighted = [m for m in built.features.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.MultiheadAttention)]
+    return {
+        "Filters K": built.num_filters,
+        "Side of the map": maps.shape[2],
+        "Convolutions and linear layers before the gate": len(weighted),
+        "Weights, millions": sum(p.numel() for p in built.features.parameters()) / 1e6,
+        "Negative values at the gate": float((maps < 0).float().mean()),
+        "Normalisation": "batch" if norms and type(norms[-1]).__name__.startswith("Batch") else "layer",
+    }
+
+
+def apart(cells: Sequence[Cell], method: str = "picnn") -> Markdown:
+    """For each trait its median in the networks in which the claim holds and in the others, and an exact rank test's p."""
+    s = grid.signs(cells, method)
+    if s is None or not s.holds or not s.fails:
+        return Markdown("The networks cannot be told apart: there are none of both kinds yet.")
+    nets = {c.network: c for c in cells}
+    described = {name: facts(cells, nets[name]) for name in (*s.holds, *s.fails)}
+    rows = []
+    for trait in next(iter(described.values())):
+        sides = [[described[name][trait] for name in names] for names in (s.holds, s.fails)]
+        if isinstance(sides[0][0], str):
+            shown = [", ".join(f"{side.count(w)} {w}" for w in sorted(set(sides[0] + sides[1]))) for side in sides]
+            first = sorted(set(sides[0] + sides[1]))[0]
+            counts = [[side.count(first), len(side) - side.count(first)] for side in sides]
+            p = float(stats.fisher_exact(counts).pvalue)
+        else:
+            shown = [f"{np.median(side):.3g}" for side in sides]
+            p = ranks_apart(*sides)
+        rows.append({"Trait": trait, f"Holds ({len(s.holds)})": shown[0], f"Fails ({len(s.fails)})": shown[1], "p": f"{p:.2f}"})
+    n = len(described)
+    least = min(1.0, 2 / math.comb(n, len(s.holds)))
+    text = (
+        f"Holds: {', '.join(s.holds)}. Fails: {', '.join(s.fails)}. With {n} networks split so, the smallest p of a rank "
+        f"test is {least:.2g}, and {len(rows)} traits are tried, so that one of them below 0.05 would prove nothing: read "
+        "the rows as questions for a larger grid."
+    )
+    return Markdown(f"{pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)}\n\n{text}")
+
+
+def ranks_apart(a: list[int | float], b: list[int | float]) -> float:
+    """Two-sided p of the rank sum, over every way to deal the values to the two sides."""
+    ranks = stats.rankdata(a + b)
+    sums = np.array([ranks[list(side)].sum() for side in itertools.combinations(range(len(ranks)), len(a))])
+    seen = ranks[: len(a)].sum()
+    return min(1.0, 2 * float(min((sums <= seen + 1e-9).mean(), (sums >= seen - 1e-9).mean())))
+
+
+def facts(cells: Sequence[Cell], cell: Cell) -> dict[str, int | float | str]:
+    """A network's traits, and how well it learns without a gate."""
+    std = [run.metrics for c in cells if c.network == cell.network for run in c.runs.get("std", [])]
+    of = [c.classes for c in cells if c.network == cell.network and c.classes]
+    known = traits(cell.recipe.net)
+    more = {"Filters a class, K / C": float(known["Filters K"] / np.mean(of))} if of else {}
+    return known | more | {f"{title(m)} of STD": float(np.mean([run[m] for run in std])) for m in grid.METRICS}
+
+
+# Where to put the gate
+
+
+@styled
+def stages(cells: Sequence[Cell]) -> Figure:
+    """Accuracy, MIS and removal with the network ending after each stage, a line a method."""
+    fig, axes = plt.subplots(1, 3, figsize=(6.4, 2.4), layout="constrained")
+    for ax, metric in zip(axes, (*grid.METRICS, "removed"), strict=True):
+        for method in ("std", "csg", "picnn"):
+            name, color, marker = LOOKS[method]
+            values = [[r.metrics[metric] for r in c.runs.get(method, []) if r.metrics.get(metric) is not None] for c in cells]
+            at = [i for i, v in enumerate(values) if v]
+            ax.plot(at, [np.mean(values[i]) for i in at], color=color, marker=marker, ms=4, lw=1, label=name)
+            for i in at:
+                ax.plot([i] * len(values[i]), values[i], ".", color=color, ms=3, alpha=0.6)
+        ax.set_xticks(range(len(cells)), [c.network for c in cells], rotation=30, ha="right")
+        ax.set_title(TITLES[metric])
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return fig
+
+
+def stage_table(cells: Sequence[Cell]) -> Markdown:
+    rows = []
+    for c in cells:
+        known = traits(c.recipe.net)
+        start = {
+            "Gate after": c.network,
+            "Filters K": str(known["Filters K"]),
+            "Side of the map": str(known["Side of the map"]),
+        }
+        for method in ("std", "csg", "picnn"):
+            group = c.runs.get(method, [])
+            row = start | {"Method": LOOKS[method][0]}
+            for metric in (*grid.METRICS, "removed"):
+                row[title(metric)] = spread([r.metrics.get(metric) for r in group], 3) if group else ""
+            if method in c.diverged:
+                row[title("accuracy")] = f"diverged: {c.diverged[method]}"
+            rows.append(row | {"Runs": str(len(group)) if group else LACKING})
+    return markdown(pd.DataFrame(rows))
+
+
+def title(metric: str) -> str:
+    return TITLES[metric][0].upper() + TITLES[metric][1:]
+
+
+# Learning rates and schedules
+
+
+def schedules(cells: Sequence[Cell]) -> Markdown:
+    """For each data set how long a training is, how much of it CSG's gate sees, and how well standard training then does."""
+    rows = []
+    for data in dict.fromkeys(c.data for c in cells):
+        group = [c for c in cells if c.data == data]
+        recipe, classes = group[0].recipe, group[0].classes
+        csg = dataclasses.replace(recipe, method="csg")
+        gated = sum(methods.method(csg).path(csg, e) == "gated" for e in range(csg.epochs))
+        reached = [run.metrics["accuracy"] for c in group for run in c.runs.get("std", [])]
+        rows.append(
+            {
+                "Data": f"{data}, `{recipe.dataset}`",
+                "Epochs": str(recipe.epochs),
+                "of them gated": str(gated),
+                "Images a step": str(recipe.batch_size),
+                "1 / classes": f"{1 / classes:.2f}" if classes else "",
+                "STD accuracy": f"{min(reached):.2f} to {max(reached):.2f}" if reached else LACKING,
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def rates(profile: str, runs: dict[str, list[Run]], cells: Sequence[Cell]) -> Markdown:
+    """What each learning rate gave on held-out images, which is taken, and whether the grid has it."""
+    trials = grid.rates(profile, runs)
+    if not trials:
+        return Markdown("No learning rate has been tried here yet.")
+    used = {c.network: c.recipe.lr for c in cells}
+    every = sorted({lr for found in trials.values() for lr in found})
+    rows = []
+    for network, found in trials.items():
+        row = {"Network": network} | {f"{lr:g}": f"{found[lr].metrics['accuracy']:.3f}" if lr in found else "" for lr in every}
+        best = grid.taken(found)
+        rows.append(
+            row | {"Taken": f"{best:g}" if used.get(network) == best else f"{best:g}, and the grid has {used.get(network)}"}
+        )
+    shown = next(iter(next(iter(trials.values())).values())).recipe
+    text = (
+        f"Accuracy of standard training after {shown.epochs} epoch{'s' * (shown.epochs > 1)} on {shown.holdout:,} training "
+        "images that were held out, seed 0."
+    )
+    return Markdown(f"{pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)}\n\n{text}")
+
+
+# What is missing, and what it costs
+
+
+def seconds(recipes: Sequence[Recipe]) -> tuple[float, int]:
+    """How long their training takes by the measured steps, and how many have no measured step."""
+    known = measured.read("grid-pace")
+    paces = {(p["net"], p["pixels"]): p for p in known.get("paces", [])}
+    total, unknown = 0.0, 0
+    for r in recipes:
+        of = grid.size(r.dataset)
+        pace = of and paces.get((r.net, of["pixels"]))
+        if not pace:
+            unknown += 1
+            continue
+        m = methods.method(r)
+        epochs = sum(m.path(r, e) != "skipped" for e in range(r.epochs))
+        train, test = (of["train"] - r.holdout, r.holdout) if r.holdout else (of["train"], of["test"])
+        total += epochs * (train * pace["train"] + test * pace["test"])
+    return total, unknown
+
+
+def hours(s: float) -> str:
+    return f"{s / 60:.0f} minutes" if s < 5400 else f"{s / 3600:.0f} hours" if s < 96 * 3600 else f"{s / 86400:,.0f} days"
+
+
+def missing(lacking: Sequence[Recipe], profile: str) -> Markdown:
+    """How many runs the page lacks, the command that trains them, and what that costs by measured steps."""
+    if not lacking:
+        return Markdown("All runs of this page are there.")
+    of = profile if profile in ("short", "paper") else "short"
+    told = ", ".join(f"{n} on `{name}`" for name, n in Counter(r.dataset for r in lacking).items())
+    return Markdown(
+        f"{len(lacking)} runs are not run here, so their cells are empty: {told}. {cost(lacking)} A stop anywhere costs at "
+        "most an epoch: the same command goes on, and names what it leaves out since its pictures are not there.\n\n"
+        f"```sh\ncsgbook missing --profile {of} --page elsewhere\n```"
+    )
+
+
+def cost(recipes: Sequence[Recipe]) -> str:
+    """One sentence on the predicted time of these trainings here."""
+    known = measured.read("grid-pace")
+    if not known:
+        return "What they would take has not been measured yet: `python tools/grid_pace.py` does it."
+    total, unknown = seconds(recipes)
+    if unknown == len(recipes):
+        return "What they would take is not known: of none of them the step was measured."
+    more = f"; of {unknown} the step was not measured" if unknown else ""
+    hardware = known["hardware"]
+    return (
+        f"By measured steps {len(recipes) - unknown} trainings take about {hours(total)} on {hardware['processor']}, "
+        f"{hardware['threads']} threads, in {known['precision']}{more}."
+    )
+
+
+def of_profile(name: str) -> Markdown:
+    """How many trainings the grid has in a profile, and what they would cost here."""
+    groups = experiments.recipes("elsewhere", name)
+    recipes = list(dict.fromkeys(r for group in groups.values() for r in group))
+    return Markdown(f"Profile *{name}*: {len(recipes)} trainings. {cost(recipes)}")
+
+
+def provenance(runs: dict[str, list[Run]]) -> Markdown:
+    """The strip of a page's end, folded: a grid has many rows."""
+    told = origin.strip({name: group for name, group in runs.items() if group}).data
+    return Markdown(f"::::{{dropdown}} Recipe, seeds, commit and hardware of every cell\n{told}\n::::\n")
