@@ -84,7 +84,10 @@ class Run:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """By their names in the network, in float32.  Raises Damaged where one is not finite, Problem where they were left out."""
+        """By their names in the network, in float32.
+
+        Raises Damaged where one is not finite, Problem where they were left out.
+        """
         path = self.needed("model.safetensors")
         stored = read_tensors(path, AGAIN, schema.LIMITS[path.name])
         if bad := [name for name, t in stored.items() if not t.isfinite().all()]:
