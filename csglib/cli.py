@@ -26,6 +26,8 @@ def train(
     device: str | None = None,
     checkpoint_every: int = 1,
     seeds: tuple[int, ...] = (),
+    read: Literal["auto", "resident", "streamed"] = "auto",
+    workers: int | None = None,
 ) -> None:
     """Train a recipe and write its run; called again after an interruption, go on where it stopped.
 
@@ -35,19 +37,25 @@ def train(
         device: cpu or cuda.  Default: cuda where there is one.
         checkpoint_every: Epochs from one checkpoint to the next; an interruption costs at most these.
         seeds: Several seeds in place of the recipe's, side by side; out is then the folder of their folders.
+        read: Where pictures in files are while it trains: resident in memory, or streamed from their files.  Default: by their
+            size, up to 2 GiB in memory.
+        workers: Processes that read files.  Default: one a processor, of which training without a GPU keeps half.
     """
+    from csglib.data.streamed import Reading
     from csglib.precision import pick_device, settle_precision
     from csglib.training import pace
     from csglib.training.trainer import side_by_side, train
 
+    reading = Reading(read, workers)
     recipe = settle_precision(recipe, pick_device(device))[0] if out is None or seeds else recipe
     if seeds:
         recipes = [replace(recipe, seed=seed) for seed in seeds]
         trained = side_by_side(
-            [(r, (out or Path("build/runs")) / r.name) for r in recipes], device, checkpoint_every, pace.tell
+            [(r, (out or Path("build/runs")) / r.name) for r in recipes], device, checkpoint_every, pace.tell, reading=reading
         )
     else:
-        trained = [train(recipe, out or Path("build/runs") / recipe.name, device, checkpoint_every, pace.tell)]
+        where = out or Path("build/runs") / recipe.name
+        trained = [train(recipe, where, device, checkpoint_every, pace.tell, reading=reading)]
     for run in trained:
         print(json.dumps(run.metrics, indent=2))
         print(f"{run.path}: {run.recipe.epochs} epochs in {run.provenance['train_seconds']:.0f} s", file=sys.stderr)
@@ -79,11 +87,13 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
 
     Args:
         action: get downloads the official release, checks and unpacks it, and goes on where an earlier download broke; verify
-            compares every file with its digest.
-        dataset: cifar10, cifar100, stl10; tiny-imagenet and voc2007 to voc2012, PASCAL VOC of that year, to get;
-            cifar10-mini, which is part of the repository; voc:PATH, objects in VOC's layout, and folder:PATH, pictures with
-            one subfolder a class, to verify (@64 behind the PATH is the side in pixels, @skip leaves out what cannot be read,
-            and voc:PATH@cat,dog or @all says which classes); runs, the published runs, to get where the library came without.
+            compares every file with its digest, or, where nobody has published one, reads every picture and says which do
+            not open, or have changed since.
+        dataset: cifar10, cifar100, stl10, tiny-imagenet; voc2007 to voc2012, PASCAL VOC of that year, to get;
+            cifar10-mini, which is part of the repository; voc:PATH, objects in VOC's layout, folder:PATH, pictures with
+            one subfolder a class, and imagenet:PATH, to verify (@64 behind the PATH is the side in pixels, @skip leaves out
+            what cannot be read, voc:PATH@cat,dog or @all says which classes, and imagenet:PATH@20classes how many); runs, the
+            published runs, to get where the library came without.
     """
     if (action, dataset) == ("get", "runs"):
         from csglib.runs.release import get_runs
@@ -91,7 +101,7 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
         new, old = get_runs()
         print(f"runs: {new} fetched, {old} were here (in {PUBLISHED})")
         return
-    from csglib.data import DATASETS, load, own, refuse
+    from csglib.data import DATASETS, in_files, load, own, refuse, streamed
     from csglib.data.released import RELEASES, Binary, get, verify
     from csglib.data.voc import get_voc
     from csglib.paths import folder
@@ -100,20 +110,28 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
     if action == "get" and dataset in years:
         print(f"{dataset}: photographs in {get_voc(years[dataset])}")
         return
-    release = RELEASES.get(dataset)
-    if not release and not own(dataset) and dataset not in DATASETS:
+    if (action, dataset) == ("get", "imagenet"):
+        raise Problem(
+            "ImageNet's terms let nobody else send it: take the training and the validation pictures of ILSVRC 2012 from "
+            "image-net.org, unpack them into PATH/train and PATH/val, and name them imagenet:PATH"
+        )
+    release, kind = RELEASES.get(dataset), in_files(dataset)
+    if not release and not kind and not own(dataset) and dataset not in DATASETS:
         refuse(dataset, *RELEASES, *(years if action == "get" else ()))
     if action == "get" and release:
         get(dataset)
     terms = f"; {release.terms}" if action == "get" and release else ""
-    if release and not isinstance(release, Binary) and (action == "get" or dataset not in DATASETS):
+    if release and not isinstance(release, Binary):
         verify(dataset)
-        print(f"{dataset}: all of its parts are in {folder() / release.folder}{terms}")
-        return
+        if action == "get":
+            print(f"{dataset}: all of its parts are in {folder() / release.folder}{terms}")
+            return
     with warnings.catch_warnings(action="ignore"):  # the report is printed
-        found = load(dataset)
+        found = load(dataset, reading=streamed.AUTO if kind in (None, "folder") else streamed.Reading("streamed"))
     told = ", as released" if dataset in DATASETS else ""
-    many = f", of {listed(found.classes)}" if own(dataset) or len(found.classes) > 10 else ""
+    if isinstance(found.train, streamed.Streamed):
+        told = f", every picture read, sha256 {streamed.verify(found.train.root, found.train, found.test)}"
+    many = f", of {listed(found.classes)}" if kind or own(dataset) or len(found.classes) > 10 else ""
     place = f" (in {folder()})" if release else ""
     report = f"; {found.report}" if found.report else ""
     print(f"{dataset}: {len(found.train)} training and {len(found.test)} test images{many}{told}{place}{report}{terms}")

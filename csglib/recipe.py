@@ -28,14 +28,17 @@ NotNegative = Annotated[float, "[0, inf)"]
 class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
-    dataset: Name = "cifar10"  # cifar10 | cifar10-mini | cifar100 | stl10 | voc:PATH, boxes | folder:PATH, a subfolder a class
+    # cifar10 | cifar10-mini | cifar100 | stl10 | tiny-imagenet | imagenet:PATH | voc:PATH, VOC's objects | folder:PATH, a
+    # subfolder a class
+    dataset: Name = "cifar10"
     net: Name = "resnet20"  # resnet20 | resnet8 | NAME@LAYER of torchvision | NAME-32xWIDTH@LAYER, fitted to 32 pixels
     method: Name = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed
     epochs: Count = 30  # passes over the training images, of both paths together
     seed: Annotated[int, "[0, 1099511627776)"] = 0  # of the first weights, the images' order and augmentation, all draws
     batch_size: Annotated[int, "[2, inf)"] = 128  # images per step; an incomplete last batch is left out
     lr: Positive = 0.2  # largest learning rate of the weights
-    lr_schedule: Literal["onecycle", "steps"] = "onecycle"  # up for 30 %, then down to 0 | a tenth from 1/2, again from 3/4
+    # onecycle: up for 30 %, then down to 0; steps: a tenth from 1/2, again from 3/4; thirds: from 1/3 and 2/3
+    lr_schedule: Literal["onecycle", "steps", "thirds"] = "onecycle"
     momentum: Annotated[float, "(0, 1)"] = 0.9  # of the weights' SGD, with Nesterov's correction
     weight_decay: NotNegative = 5e-4  # of the weights; never of the gate
     cycle: Annotated[str, re.compile("[sg]+")] = "sgs"  # epochs, repeated: s standard, g gated; the last epoch is standard
@@ -52,6 +55,7 @@ class Recipe:
     theta_decay: NotNegative = 1e-4  # its weight decay, which pulls towards the uniform matrix
     correspondence: Literal["learned", "random"] = "learned"  # PICNN's matrix; random: one class per filter, fixed
     template_weight: NotNegative = 1e-6  # of ICNN's filter loss in the first epoch; in epoch e divided by e
+    crop: Literal["border", "resized"] = "border"  # of training images: of a border of zeros | ImageNet's random resized crop
     holdout: Annotated[int, "[0, inf)"] = 0  # last training images as a validation set, read out in place of the test images
     weights: Literal["fresh", "imagenet"] = "fresh"  # where they start; the head is always fresh
     thaw: Name = ""  # the layers that learn, by the beginnings of their names, separated by commas; empty: all

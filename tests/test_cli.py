@@ -146,7 +146,7 @@ def test_a_new_process_fails_without_a_traceback(workplace):
 
 
 def test_ctrl_c_is_told_how_to_go_on(csglib, workplace, monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "train", interrupt)

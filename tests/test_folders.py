@@ -22,7 +22,8 @@ from csgbook.embed import in_markdown
 from csgbook.explorers import explore, views
 from csgbook.pages import figures, origin, tables
 from csglib import Problem, data, runs
-from csglib.data import folders, pictures
+from csglib.data import decoded as decoding
+from csglib.data import folders, pictures, streamed
 from csglib.recipe import Recipe
 from csglib.runs import inference
 from csglib.training import trainer
@@ -48,8 +49,8 @@ def zoo(place) -> Path:
 @pytest.fixture
 def decoded(monkeypatch) -> list:
     """The paths of the pictures that are decoded from now on."""
-    seen, real = [], folders.read_picture
-    monkeypatch.setattr(folders, "read_picture", lambda path, size: seen.append(path) or real(path, size))
+    seen, real = [], decoding.square
+    monkeypatch.setattr(decoding, "square", lambda path, size: seen.append(path) or real(path, size))
     return seen
 
 
@@ -81,7 +82,7 @@ def test_a_picture_is_cut_to_the_middle_square_and_turned_as_its_camera_says(pla
     exif[0x0112] = 3  # upside down
     Image.fromarray(pixels).save(place / "plain.png")
     Image.fromarray(pixels).save(place / "turned.png", exif=exif)
-    plain, turned = (folders.read_picture(place / f"{name}.png", 20)[0] for name in ("plain", "turned"))
+    plain, turned = (decoding.square(place / f"{name}.png", 20)[0] for name in ("plain", "turned"))
     assert (plain[:, :, :10] == 50).all() and (plain[:, :, 10:] == 100).all()
     assert (turned[:, :, :10] == 100).all() and (turned[:, :, 10:] == 50).all()
 
@@ -89,7 +90,7 @@ def test_a_picture_is_cut_to_the_middle_square_and_turned_as_its_camera_says(pla
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
 def test_every_kind_of_picture_becomes_colours(mode, place):
     Image.new(mode, (30, 40)).save("x.tif")
-    assert folders.read_picture(Path("x.tif"), 32)[0].shape == (3, 32, 32)
+    assert decoding.square(Path("x.tif"), 32)[0].shape == (3, 32, 32)
 
 
 # The split
@@ -192,7 +193,7 @@ def test_a_damaged_file_is_made_again(damage, zoo, decoded, place):
         content[:8] = b"\xff" * 8
     kept.write_bytes(content)
     assert torch.equal(data.load("folder:zoo@32").train.images, first.train.images)
-    assert len(decoded) == 120 and folders.read_cache(kept, {}, 60, 32) is not None
+    assert len(decoded) == 120 and decoding.read_cache(kept, {}, 60, 32) is not None
 
 
 # What is refused
@@ -240,9 +241,14 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(refused, z
     refused("data verify folder:zoo", "at most 0.000286102 are expected", "take it out")
 
 
-def test_more_pictures_than_memory_is_meant_for_are_refused(refused, zoo, monkeypatch):
-    monkeypatch.setattr(folders, "BYTES", 1 << 20)
-    refused("data verify folder:zoo", "60 pictures", "choose a smaller size")
+def test_more_pictures_than_memory_is_meant_for_stay_in_their_files_unless_memory_is_asked_for(refused, zoo, monkeypatch):
+    monkeypatch.setattr(streamed, "RESIDENT", 1 << 20)
+    assert isinstance(data.load("folder:zoo").train, streamed.Streamed)
+    assert isinstance(data.load("folder:zoo", reading=streamed.Reading("resident")).train, data.Images)
+    monkeypatch.setattr(streamed, "memory", lambda: 1 << 20)
+    with pytest.raises(Problem, match="takes 3 MiB in 128 x 128 pixels, and this machine has 1: leave --read out"):
+        data.load("folder:zoo", reading=streamed.Reading("resident"))
+    refused("train --dataset folder:zoo@skip --epochs 1", "@skip would have to know before", "leave @skip out")
 
 
 def test_a_class_without_a_picture_in_a_part_is_named(refused, zoo):
@@ -284,7 +290,7 @@ def test_a_damaged_picture_is_read_or_refused_with_its_name(cut, flips, tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            assert folders.read_picture(path, 16)[0].shape == (3, 16, 16)
+            assert decoding.square(path, 16)[0].shape == (3, 16, 16)
         except Problem as problem:
             assert "fuzzed.jpg" in str(problem)
 

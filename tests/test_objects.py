@@ -163,7 +163,7 @@ def test_the_published_runs_have_the_animals_that_are_read_now(animals):
 @pytest.mark.slow
 def test_a_voc_folder_is_a_data_set_whose_holdout_takes_photographs_whole(animals, tmp_path, monkeypatch):
     whole = animals("voc_animals")
-    monkeypatch.setattr(data, "load", lambda _: whole)
+    monkeypatch.setattr(data, "load", lambda *_: whole)
     assert whole.classes == ANIMALS and whole.train.images.shape[1:] == (3, 128, 128)
     for n in (30, 31, 32, 33):
         part = data.of(Recipe(dataset="voc:animals", holdout=n))

@@ -162,7 +162,7 @@ def test_the_embedded_samples_images_stand_where_they_are_compared(cifar10):
 
 def test_images_set_apart_are_compared_where_the_whole_data_set_is_here(cifar10, monkeypatch, tmp_path):
     chosen = published("icnn", "template-0")
-    monkeypatch.setattr(data, "load", lambda name: cifar10)
+    monkeypatch.setattr(data, "load", lambda *_: cifar10)
     images, place = images_of(chosen)
     assert len(place) == 1000 and torch.equal(images.images, cifar10.train.images[-5000:][place])
     assert torch.equal(chosen.readout.labels[place], images.labels)

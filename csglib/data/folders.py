@@ -12,13 +12,10 @@ every name and every file's sum.
 """
 
 import hashlib
-import json
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -26,27 +23,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-from tqdm.auto import tqdm
+from PIL import Image
 
 from csglib import data
+from csglib.data.decoded import REMEDY, kept
 from csglib.data.images import Dataset, Images
-from csglib.data.pictures import Report, asked, check, checked, composed, endings, part_of, plain, read
+from csglib.data.pictures import Report, asked, check, checked, composed, endings, part_of, plain
+from csglib.data.streamed import AUTO, Crop, Reading, Streamed
+from csglib.data.sums import sums
 from csglib.errors import Problem
-from csglib.files import MIB, short, write
 from csglib.paths import digest, folder
 
-BYTES = 2048 * MIB  # of all pictures together, in memory: 43,690 of 128 x 128
 CLASSES = 1000
 TESTS = ("test", "val", "dev", "eval", "holdout")  # the first that is there tests
 SYSTEM = ("__macosx", "@eadir", "__pycache__", "$recycle.bin", "system volume information", "lost+found")  # no folders of ours
-HOW = "shorter side to size, middle square, bilinear; 2"  # changes with what is done to a picture
 UNREAD = (".heic", ".heif", ".jxl", ".psd", ".svg", ".eps", ".dng", ".raw", ".cr2", ".nef", ".arw")  # of other pictures
-REMEDY = "restore it, or take it out of the folder"
 
 
 class Picture(NamedTuple):
@@ -57,33 +48,44 @@ class Picture(NamedTuple):
     tests: bool
 
 
-def load(name: str) -> Dataset:
-    """The data set of a name `folder:PATH`: images (N, 3, SIZE, SIZE), classes by the sorted names of their folders.
+def load(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
+    """The data set of a name `folder:PATH`: pictures of SIZE x SIZE pixels, classes by the sorted names of their folders.
 
-    Raises Problem where the folder, a class or a picture is not what it should be, with its name and the remedy.
+    In memory copies of a picture are told by their pixels, else by their files, and the digest says which.  Raises Problem
+    where the folder, a class or a picture is not what it should be, with its name and the remedy.
     """
     wanted = asked(name)
     root, size, report = wanted.root, wanted.size, Report(wanted.skip)
-    classes, found = listing(root, report)
-    room = len(found) * 3 * size * size
-    if room > BYTES:
-        raise Problem(
-            f"{root} has {len(found)} pictures, which take {room / MIB:,.0f} MiB in {size} x {size} pixels, and at most "
-            f"{BYTES / MIB:g} can be had: choose a smaller size, such as folder:PATH@{size // 2}, or fewer pictures"
-        )
+
+    def streams(pictures: int) -> bool:
+        return reading.streams(name, pictures, size, crop)
+
+    classes, found = listing(root, report, lambda paths: sums(root, paths) if streams(len(paths)) else each(paths))
     seen = hashlib.sha256()
     for p in sorted(found, key=lambda p: p.name):
         seen.update(f"{p.sha256} {p.name}\n".encode(errors="surrogateescape"))
-    images, broken = cached(root, found, size, seen.hexdigest(), report)
     number = {sha256: i for i, sha256 in enumerate(dict.fromkeys(p.sha256 for p in found))}
     labels, groups = torch.tensor([p.label for p in found]), torch.tensor([number[p.sha256] for p in found])
+    if streamed := streams(len(found)):
+        if report.skip:
+            raise Problem(
+                f"{name} is read while it trains, and @skip would have to know before what cannot be read: leave @skip out, "
+                "and take out what is named then; `csglib data verify` reads every picture"
+            )
+        seen.update(b"copies by files")
+        paths, broken = np.array([os.fsencode(p.path.relative_to(root)) for p in found]), set()
+        pictures = Streamed(root, paths, labels, size, crop, reading.workers, groups)
+    else:
+        images, broken = kept(root, [p.path for p in found], size, seen.hexdigest(), report)
+        pictures = Images(images, labels, groups)
     sides = [[i for i, p in enumerate(found) if p.tests is tests and i not in broken] for tests in (False, True)]
-    parts = [Images(images, labels, groups).take(torch.tensor(side, dtype=torch.long)) for side in sides]
+    parts = [pictures.take(torch.tensor(side, dtype=torch.long)) for side in sides]
     own = any(part_of(p.name.split("/")[0]) for p in found)
     remedy = "add pictures to its folder, or take the folder out" + (
         "" if own else ", or lay out the two parts yourself, in folders train and test with one subfolder a class"
     )
-    return checked(name, classes, *parts, seen.hexdigest(), report, remedy)
+    keys = [[found[i].sha256 for i in side] for side in sides] if streamed else None
+    return checked(name, classes, *parts, seen.hexdigest(), report, remedy, keys)
 
 
 def named(path: object, size: object) -> str:
@@ -96,7 +98,14 @@ def named(path: object, size: object) -> str:
 # Which files
 
 
-def listing(root: Path, report: Report | None = None) -> tuple[tuple[str, ...], list[Picture]]:
+def each(paths: Sequence[Path]) -> list[str]:
+    """The sum of each file."""
+    return [digest(path) for path in paths]
+
+
+def listing(
+    root: Path, report: Report | None = None, summed: Callable[[Sequence[Path]], list[str]] = each
+) -> tuple[tuple[str, ...], list[Picture]]:
     """The classes, and every picture in the order of its sum."""
     report = report or Report()
     inside = subfolders(root, report)
@@ -115,13 +124,14 @@ def listing(root: Path, report: Report | None = None) -> tuple[tuple[str, ...], 
             for path in walk(folders[name], seen, report):
                 try:
                     check(path, REMEDY)
+                    found.append((path, label, tests))
                 except Problem as problem:
                     report.fails(problem)
-                    continue
-                sha256 = digest(path)
-                tested = int(sha256, 16) % 5 == 0 if tests is None else tests
-                found.append(Picture(sha256, path, label, composed(path.relative_to(root).as_posix()), tested))
-    return names, sorted(found)
+    pictures = []
+    for (path, label, tests), sha256 in zip(found, summed([path for path, *_ in found]), strict=True):
+        tested = int(sha256, 16) % 5 == 0 if tests is None else tests
+        pictures.append(Picture(sha256, path, label, composed(path.relative_to(root).as_posix()), tested))
+    return names, sorted(pictures)
 
 
 def parts_of(root: Path, inside: list[Path], report: Report) -> list[tuple[Path, bool]]:
@@ -211,87 +221,6 @@ def under(root: Path) -> list[Path]:
 def place(path: Path) -> tuple[int, int]:
     """What a folder and all links to it have in common."""
     return path.stat().st_dev, path.stat().st_ino
-
-
-# Their pixels
-
-
-def cached(
-    root: Path, found: list[Picture], size: int, listing: str, report: Report
-) -> tuple[UInt8[Tensor, "N 3 S S"], set[int]]:
-    """The pictures' pixels, read from the file that an earlier call left, or made and left there; and which cannot be read."""
-    own = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:12]
-    where = folder() / "folders" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', root.name)[:80]}-{size}-{own}.safetensors"
-    told = {"listing": listing, "how": f"{HOW}, {size}"}
-    if (kept := read_cache(where, told, len(found), size)) is None:
-        images, aside = kept = decoded(root, found, size, report)
-        try:
-            where.parent.mkdir(parents=True, exist_ok=True)
-            alone = where.with_name(f"{where.stem}-{os.getpid()}.safetensors")  # of two processes each writes its own
-            told |= {"aside": (text := json.dumps(aside)), "sum": sum_of(images, text)}
-            write(alone, save({"images": images}, told))
-            os.replace(alone, where)
-        except (OSError, Problem) as error:
-            remedy = "set CSGLIB_DATA to a folder that can be written"
-            warnings.warn(f"{root} will be decoded each time anew, since {short(str(error))}: {remedy}", stacklevel=3)
-    images, aside = kept
-    for words in aside["broken"].values():
-        report.fails(Problem(words))
-    report.noted["pictures of several frames, of which the first is read"] += aside["frames"]
-    return images, {int(i) for i in aside["broken"]}
-
-
-def decoded(root: Path, found: list[Picture], size: int, report: Report) -> tuple[UInt8[Tensor, "N 3 S S"], dict]:
-    """The pixels, what is wrong with those that are left out, and how many have several frames."""
-    images, broken, frames = torch.zeros((len(found), 3, size, size), dtype=torch.uint8), {}, 0
-
-    def attempt(picture: Picture) -> tuple[np.ndarray, int] | Problem:
-        try:
-            return read_picture(picture.path, size)
-        except Problem as problem:
-            return problem
-
-    hidden = bool(os.environ.get("TQDM_DISABLE"))
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # of metadata that nobody reads, and of pixels, which are bounded
-        for i, made in enumerate(tqdm(pool.map(attempt, found), f"{root}", len(found), delay=1, disable=hidden)):
-            if isinstance(made, Problem):
-                broken[str(i)] = str(made)
-                if not report.skip:  # do not read the rest first
-                    pool.shutdown(cancel_futures=True)
-                    report.fails(made)
-            else:
-                images[i] = torch.from_numpy(made[0])
-                frames += made[1] > 1
-    return images, {"broken": broken, "frames": frames}
-
-
-def sum_of(images: UInt8[Tensor, "N 3 S S"], aside: str) -> str:
-    seen = hashlib.sha256(images.numpy())
-    seen.update(aside.encode())
-    return seen.hexdigest()
-
-
-def read_cache(path: Path, told: dict[str, str], n: int, size: int) -> tuple[UInt8[Tensor, "N 3 S S"], dict] | None:
-    """None where the file is absent, damaged, or of other pictures: it is made again."""
-    try:
-        with safe_open(path, "pt") as f:
-            stored = f.metadata() or {}
-            if any(stored.get(word) != value for word, value in told.items()):
-                return None
-            images = f.get_tensor("images")
-    except (OSError, SafetensorError):
-        return None
-    fits = images.dtype == torch.uint8 and tuple(images.shape) == (n, 3, size, size)
-    aside = stored.get("aside", "")
-    return (images, json.loads(aside)) if fits and sum_of(images, aside) == stored.get("sum") else None
-
-
-def read_picture(path: Path, size: int) -> tuple[np.ndarray, int]:
-    """3 x size x size, uint8; and how many frames the file has."""
-    picture = read(path, REMEDY, near=size)
-    square = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square).transpose(2, 0, 1).copy(), picture.info["frames"]
 
 
 def sample(name: str = "sample-pictures", classes: int = 5) -> str:

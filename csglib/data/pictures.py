@@ -5,6 +5,7 @@ A data set of one's own is called KIND:PATH, with options behind it, each after 
     folder:my-pictures@64        brought to 64 x 64 pixels; without it 128
     folder:my-pictures@64@skip   what cannot be read is left out and counted; without it, it stops with its name
     voc:pets@cat,dog             of VOC's objects those of these classes; `@all` of all that there are
+    imagenet:PATH@20classes      of the classes of ImageNet, or of Tiny ImageNet, so many
 
 PATH is looked for in the current folder, then beside the downloads.  What is left out is counted, by reasons, in one line.
 """
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from csglib.data.images import Dataset, Images
+from csglib.data.images import Dataset, Pictures
 from csglib.errors import Problem
 from csglib.files import MIB, check_size, short
 from csglib.paths import folder
@@ -47,24 +48,30 @@ class Asked:
     size: int = SIZE
     skip: bool = False
     classes: tuple[str, ...] = ()  # none: those of the source
+    subset: int | None = None  # how many classes; None: all
 
 
-def asked(name: str) -> Asked:
-    """What a name stands for.  Raises Problem where there is no such folder or an option is out of range."""
+def asked(name: str, size: int = SIZE) -> Asked:
+    """What a name stands for, of that size where it names none.
+
+    Raises Problem where there is no such folder or an option is out of range.
+    """
     kind, _, path = name.partition(":")
     options = {}
     while "@" in path:
         rest, _, option = path.rpartition("@")
         if re.fullmatch(r"[0-9]{1,9}", option):
             options["size"] = int(option)
-        elif option == "skip":
+        elif option == "skip" and kind in ("folder", "voc"):
             options["skip"] = True
+        elif kind in ("imagenet", "tiny-imagenet") and re.fullmatch(r"[0-9]{1,6}classes", option):
+            options["subset"] = int(option.removesuffix("classes"))
         elif kind == "voc":
             options["classes"] = tuple(word.strip() for word in option.split(","))
         else:
             break
         path = rest
-    size = options.get("size", SIZE)
+    size = options.setdefault("size", size)
     if not SIZES[0] <= size <= SIZES[1]:
         raise Problem(f"{name} asks for pictures of {size} x {size} pixels: choose a size from {SIZES[0]} to {SIZES[1]}")
     if not path:
@@ -73,7 +80,13 @@ def asked(name: str) -> Asked:
     for root in (here, folder() / here):
         if root.is_dir():
             return Asked(root, **options)
-    inside = {"folder": "a subfolder of pictures for each class", "voc": "JPEGImages, Annotations and ImageSets"}[kind]
+    if kind == "tiny-imagenet":
+        raise Problem(f"Tiny ImageNet is not in {folder()}: `csglib data get tiny-imagenet` fetches it, or unpack it there")
+    inside = {
+        "folder": "a subfolder of pictures for each class",
+        "voc": "JPEGImages, Annotations and ImageSets",
+        "imagenet": "train and val, with a subfolder a class",
+    }[kind]
     more = "; behind a PATH may stand a size such as @64, and @skip" if "@" in path else ""
     raise Problem(
         f"there is no folder {here} here and no {folder() / here}: name one that has {inside}, as in {kind}:my-pictures{more}"
@@ -203,14 +216,23 @@ def read(path: Path, remedy: str, near: int = 0) -> Image.Image:
 
 
 def checked(
-    name: str, classes: tuple[str, ...], train: Images, test: Images, digest: str, report: Report, remedy: str
+    name: str,
+    classes: tuple[str, ...],
+    train: Pictures,
+    test: Pictures,
+    digest: str,
+    report: Report,
+    remedy: str,
+    keys: list[list[str]] | None = None,
 ) -> Dataset:
     """The data set, and one line on what was left out.  A picture in two classes has none, and is left out of both.
 
-    Told is what is in both parts: the same pixels, or the same photograph, which `groups` numbers over both parts.
+    Told is what is in both parts: the same picture, or the same photograph, which `groups` numbers over both parts.  Pictures
+    of one key are one; without keys, those of the same pixels.
     """
     parts = [train, test]
-    keys = [[hashlib.sha256(image).digest() for image in part.images.numpy()] for part in parts]
+    if keys is None:
+        keys = [[hashlib.sha256(image).hexdigest() for image in part.images.numpy()] for part in parts]
     known = defaultdict(set)
     for key, label in zip(chain(*keys), chain(*(part.labels.tolist() for part in parts)), strict=True):
         known[key].add(label)

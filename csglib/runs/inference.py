@@ -9,7 +9,7 @@ from torch import Tensor
 
 from csglib import data, networks
 from csglib.analysis.metrics import class_means, cluster
-from csglib.data.images import Images
+from csglib.data.images import Pictures
 from csglib.errors import Problem
 from csglib.methods import Gate
 from csglib.precision import autocast
@@ -21,7 +21,7 @@ from csglib.runs import Run
 def read_out(
     net: networks.Split,
     gate: Gate | None,
-    images: Images,
+    images: Pictures,
     precision: str = "float32",
     gates: Sequence[Float[Tensor, "C K"]] = (),
 ) -> Readout:
@@ -30,14 +30,14 @@ def read_out(
     Args:
         net: On the images' device; it is left in eval mode.
         gate: Whose matrix is kept beside, None without one.
-        images: Kept as bytes; they are read in batches.
+        images: Read in batches, from memory or from files.
         precision: float32 for what is measured; bfloat16 or float16 by autocast.
         gates: The gate after each gated epoch, kept for the pages.
     """
     net.eval()
-    device = images.images.device
-    features = []
-    for batch in images.images.split(1000 if device.type == "cuda" else 200):  # what fills a GPU, what a CPU's caches hold
+    device, features = images.device, []
+    size = 1000 if device.type == "cuda" else 200  # what fills a GPU, what a CPU's caches hold
+    for batch in images.read(torch.arange(len(images)).split(size)):
         with autocast(device, precision):
             features.append(net.pooled(data.to_float(batch)).float())
     a = torch.cat(features)
@@ -65,7 +65,7 @@ def read_images(run: Run) -> Readout:
 
 def sample(run: Run) -> UInt8[Tensor, "N 3 H W"]:
     """Test images to look at."""
-    return data.at_hand(run.recipe).test.images[:1000]
+    return data.at_hand(run.recipe).test.first(1000)
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ def images_of(run: Run) -> tuple[Images, Int[Tensor, " n"]] | str:
         return f"since {recipe.dataset} has other images now than those it was trained on"
     N = len(dataset.test)
     place = torch.arange(N) if N <= MOST else torch.linspace(0, N - 1, MOST).long()
-    return Images(dataset.test.images[place], dataset.test.labels[place]), place
+    return dataset.test.take(place), place
 
 
 def check_readout(run: Run, images: Images, place: Int[Tensor, " n"]) -> None:

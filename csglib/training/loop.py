@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from csglib import data
-from csglib.data.images import Images
+from csglib.data.images import Images, Pictures
 from csglib.errors import Problem, printable
 from csglib.methods import Gate, Method
 from csglib.methods.step import Step
@@ -37,9 +37,11 @@ class CaptureFailed(Problem):
 class Loop:
     """The training steps of one recipe on one device, one after the other from the host; compiled maps where it is fast."""
 
-    def __init__(self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None):
+    def __init__(
+        self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Pictures, scaler=None
+    ):
         self.recipe, self.m, self.net, self.gate, self.optimisers, self.images = recipe, m, net, gate, optimisers, images
-        self.device = device = images.images.device
+        self.device = device = images.device
         self.steps = len(images) // recipe.batch_size
         self.stream = None
         if device.type == "cuda":
@@ -129,7 +131,9 @@ class Replayed(Loop):
     The graphs of all paths share one pool of memory, since never two of them run at once.
     """
 
-    def __init__(self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None):
+    def __init__(
+        self, recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Pictures, scaler=None
+    ):
         super().__init__(recipe, m, net, gate, optimisers, images, scaler)
         N, device = len(images), self.device
         self.graphs: dict[str, Callable[[], None]] = {}
@@ -141,19 +145,28 @@ class Replayed(Loop):
         self.at = torch.zeros(1, dtype=torch.long, device=device)  # an index without dimensions would be read by the host
         self.epoch = torch.zeros((), dtype=torch.long, device=device)
         self.rows = torch.arange(recipe.batch_size, device=device)
+        self.pixels = None  # of the next batch, where pictures come from files and no graph can choose them
+        if not isinstance(images, Images):
+            self.pixels = torch.zeros((recipe.batch_size, 3, images.size, images.size), dtype=torch.uint8, device=device)
         for group in optimisers[0].param_groups:
             group["lr"] = torch.zeros((), device=device)
         self.reason = CAPTURED
 
     def run(self, epoch: int, path: str, generator: torch.Generator, bar) -> None:
         """Some steps as they are, then a capture, then replays; the bar moves when the host has waited for them."""
-        recipe = self.recipe
-        for buffer, drawn in zip((self.order, self.shift, self.flip), data.draw(self.images, generator), strict=True):
+        recipe, B = self.recipe, self.recipe.batch_size
+        order, shift, flip, seeds = data.draw(self.images, generator)
+        for buffer, drawn in ((self.order, order), (self.shift, shift), (self.flip, flip)):
             buffer.copy_(drawn)
+        coming = self.images.read(order[: self.steps * B].split(B), seeds) if self.pixels is not None else None
         rates = [learning_rate(recipe, (epoch + s / self.steps) / recipe.epochs) for s in range(self.steps)]
         self.lrs.copy_(torch.tensor(rates))
         self.at.zero_()
         self.epoch.fill_(epoch)
+
+        def fed() -> None:
+            if coming is not None:
+                self.pixels.copy_(next(coming))
 
         def step() -> None:
             self.step(self.epoch if self.m.by_epoch else epoch, *self.batch())
@@ -161,6 +174,7 @@ class Replayed(Loop):
         done = 0
         if path not in self.graphs:
             for _ in range(min(EAGER_STEPS, self.steps)):
+                fed()
                 step()
                 done += 1
             try:
@@ -174,6 +188,7 @@ class Replayed(Loop):
                 told = f"a step of {recipe.name} cannot be captured ({printable(line)})"
                 raise CaptureFailed(f"{told}: {remedy}, or leave --loop out") from None
         for _ in range(self.steps - done):
+            fed()
             self.graphs[path]()
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -183,15 +198,14 @@ class Replayed(Loop):
             group["lr"].copy_(self.lrs[self.at].squeeze(0))
         self.at += 1
         index = self.order[i]
-        images = self.images.images[index]
-        return data.augment(images, self.shift[0, i], self.shift[1, i], self.flip[i], images.shape[2] // 8), (
-            self.images.labels[index]
-        )
+        images = self.pixels if self.pixels is not None else self.images.images[index]
+        x = data.augment(images, self.shift[0, i], self.shift[1, i], self.flip[i], self.images.border)
+        return x, self.images.labels[index]
 
 
-def loop_of(recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Images, scaler=None) -> Loop:
+def loop_of(recipe: Recipe, m: Method, net: Split, gate: Gate | None, optimisers: list, images: Pictures, scaler=None) -> Loop:
     """The loop that the recipe asks for, on the device where the images are."""
-    kind = Replayed if replays(recipe, images.images.device) else Loop
+    kind = Replayed if replays(recipe, images.device) else Loop
     return kind(recipe, m, net, gate, optimisers, images, scaler)
 
 
@@ -254,8 +268,9 @@ class Clock:
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """The weights' learning rate after a share `progress` in [0, 1) of the training, a pure function so that runs resume."""
-    if recipe.lr_schedule == "steps":
-        return recipe.lr * (1 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
+    if recipe.lr_schedule != "onecycle":
+        first, second = (1 / 2, 3 / 4) if recipe.lr_schedule == "steps" else (1 / 3, 2 / 3)
+        return recipe.lr * (1 if progress < first else 0.1 if progress < second else 0.01)
     if progress < 0.3:  # the one-cycle policy of Smith and Topin with cosine ramps, as in torch's OneCycleLR
         return recipe.lr * (0.04 + 0.96 * (1 - math.cos(math.pi * progress / 0.3)) / 2)
     return recipe.lr * (1 + math.cos(math.pi * (progress - 0.3) / 0.7)) / 2

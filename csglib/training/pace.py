@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
+from csglib.data import AUTO, Reading, in_files
 from csglib.data import of as load
 from csglib.data.images import Dataset, Images
 from csglib.methods import method
@@ -51,7 +52,7 @@ def tell(recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
 
 
 def size_of(dataset: Dataset) -> Size:
-    return Size(len(dataset.train), len(dataset.test), dataset.train.images.shape[2], len(dataset.classes))
+    return Size(len(dataset.train), len(dataset.test), dataset.train.size, len(dataset.classes))
 
 
 def size(recipe: Recipe) -> Size:
@@ -59,7 +60,8 @@ def size(recipe: Recipe) -> Size:
         train, test, pixels, classes = KNOWN[recipe.dataset]
         n = recipe.holdout
         return Size(train - n, n or test, pixels, classes)
-    return size_of(load(recipe))
+    whole = in_files(recipe.dataset) not in (None, "folder")  # where listing the files is enough
+    return size_of(load(recipe, Reading("streamed") if whole else AUTO))
 
 
 def measure(recipe: Recipe, of: Size, device: torch.device) -> Pace:

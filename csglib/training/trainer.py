@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from tqdm.auto import tqdm
 
 from csglib import data, files, networks, runs
 from csglib.analysis.metrics import accuracy, evaluate
-from csglib.data.images import Dataset, Images
+from csglib.data.images import Dataset, Pictures
+from csglib.data.streamed import AUTO, Reading
 from csglib.errors import Diverged, Problem
 from csglib.methods import Gate, Method, method
 from csglib.methods.csg import ClassGate, density
@@ -50,6 +52,7 @@ def train(
     every: int = 1,
     tell: Tell | None = None,
     on_epoch: OnEpoch | None = None,
+    reading: Reading = AUTO,
 ) -> Run:
     """Train the recipe and write its run folder.  Interrupted and called again, it goes on after its last checkpoint.
 
@@ -61,6 +64,7 @@ def train(
         every: Epochs from one checkpoint to the next; there is one after the last in any case.
         tell: Called once with recipe, data and device when all is ready.
         on_epoch: Called with each epoch's row of the history, for a logger of one's own.
+        reading: Whether pictures in files are held in memory or read as they are needed, and by how many processes.
 
     Returns:
         The finished run, as it lies on the disk.
@@ -68,7 +72,7 @@ def train(
     Raises:
         Problem: Where recipe, data or folder are not what they should be, or a loss becomes NaN or infinite.
     """
-    return side_by_side([(recipe, Path(out))], device, every, tell, on_epoch)[0]
+    return side_by_side([(recipe, Path(out))], device, every, tell, on_epoch, reading)[0]
 
 
 def side_by_side(
@@ -77,6 +81,7 @@ def side_by_side(
     every: int = 1,
     tell: Tell | None = None,
     on_epoch: OnEpoch | None = None,
+    reading: Reading = AUTO,
 ) -> list[Run]:
     """Train several recipes at once on one GPU, which a small network cannot fill: each has its stream and its graphs.
 
@@ -89,7 +94,9 @@ def side_by_side(
         raise Problem(f"a checkpoint every {every} epochs cannot be: use 1, 2, 3, ...")
     if len({out.absolute() for _, out in work}) < len(work):
         raise Problem("two recipes cannot have one folder: give each its own")
-    going = {i: training(recipe, out, device, every, len(work), tell, on_epoch) for i, (recipe, out) in enumerate(work)}
+    going = {
+        i: training(recipe, out, device, every, len(work), tell, on_epoch, reading) for i, (recipe, out) in enumerate(work)
+    }
     done: dict[int, Run | Problem] = {}
     while going:
         for i, steps in list(going.items()):
@@ -121,6 +128,7 @@ def training(
     at_once: int,
     tell: Tell | None = None,
     on_epoch: OnEpoch | None = None,
+    reading: Reading = AUTO,
 ) -> Generator[None, None, Run]:
     """One training of so many at once, which pauses after it has asked for an epoch's steps."""
     keep_memory()
@@ -129,9 +137,9 @@ def training(
         pass  # what the readout will ask for is refused now, not after the last epoch
     if recipe.loop == "fast":
         check_compiler(device)
-    dataset = data.of(recipe)
+    dataset = data.of(recipe, reading)
     m, net, gate = build(recipe, len(dataset.classes))
-    networks.check_fits(net, recipe.net, dataset.train.images)
+    networks.check_fits(net, recipe.net, dataset.train.first(1))
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
     graphs_at_once = at_once > 1 and device.type == "cuda" and recipe.loop == "fast"
@@ -173,10 +181,10 @@ def check_compiler(device: torch.device) -> None:
 
 
 @torch.no_grad()
-def draws(net: networks.Split, images: Images) -> bool:
+def draws(net: networks.Split, images: Pictures) -> bool:
     """Whether the network draws random numbers in training, as dropout does: found by trying a copy, on two images."""
     before = torch.get_rng_state()
-    copy.deepcopy(net).train()(data.to_float(images.images[:2]))
+    copy.deepcopy(net).train()(data.to_float(images.first(2)))
     return not torch.equal(torch.get_rng_state(), before)
 
 
@@ -256,13 +264,17 @@ def go_on(t: Training) -> Generator[None, None, None]:
 
 def announce(t: Training) -> None:
     """Say on which device and in which precision it trains, and what that costs where the device emulates it."""
-    recipe, device = t.recipe, t.device
+    recipe, device, images = t.recipe, t.device, t.dataset
     print(f"{recipe.name}: {device}, {recipe.precision} ({t.told['precision_reason']})", file=sys.stderr)
+    room = 3 * images.train.size**2 * (len(images.train) + len(images.test)) / files.MIB
+    print(f"{recipe.name}: {room:,.0f} MiB of pixels, {images.train.where}", file=sys.stderr)
     if distributed.rank() == 0 and emulated(recipe.precision, device):
-        times = emulation(t.net, t.dataset.train.images[:16], recipe.precision)
+        times = emulation(t.net, t.dataset.train.first(16), recipe.precision)
         slow = f"{recipe.precision} is emulated here: 16 images take {times:.1f} times as long as in float32, by measurement"
         print(f"{slow}; --precision float32, with another --out, avoids that", file=sys.stderr)
-    C = t.net.num_classes
+    C, K = t.net.num_classes, t.net.head.in_features
+    if C > K and t.gate is not None:
+        warnings.warn(f"{recipe.name}: of {C} classes at least {C - K} own no filter, since there are {K}", stacklevel=2)
     if "gate_density" in t.method.options and (bound := recipe.density(C)) != recipe.gate_density:
         print(f"{recipe.name}: gate_density {bound:.4g}, the least of {C} classes", file=sys.stderr)
 
@@ -291,10 +303,9 @@ def stop_if_diverged(t: Training, history: list[dict]) -> None:
     )
 
 
-def test_row(net, gate, images: Images, precision: str) -> dict:
+def test_row(net, gate, images: Pictures, precision: str) -> dict:
     """Loss and accuracy on the test images, of both paths: for the curves alone, nothing is chosen by them."""
-    part = distributed.share(len(images))
-    readout = read_out(net, gate, Images(images.images[part], images.labels[part]), precision)
+    readout = read_out(net, gate, images.take(distributed.share(len(images))), precision)
     y = readout.labels
     row = {"test_loss": F.cross_entropy(readout.logits, y).item(), "test_accuracy": accuracy(readout.logits, y)}
     if gate is not None:
