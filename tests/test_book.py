@@ -41,7 +41,8 @@ def test_source_notebooks_are_clean_and_short(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_figure_has_a_caption_and_an_alt_text(path):
-    draws = r"figures\.\w+\(|elsewhere\.(differences|stages)\(|located\.(looks|on_the_sample)\(|attacked\.(pictures|detection_curves)\("
+    draws = r"figures\.\w+\(|located\.(looks|on_the_sample)\(|attacked\.(pictures|detection_curves)\("
+    draws += r"|elsewhere\.(differences|stages)\("
     drawn = [c for c in code_cells(path) if re.search(draws, c.source)]
     assert drawn or any(re.search(r"\b(explore|network|atlas)\.\w+\(", c.source) for c in code_cells(path))
     for cell in drawn:

@@ -82,6 +82,7 @@ OTHER = {
     "gate_projection": "clip",
     "fixed_gate": "shuffled",
     "correspondence": "random",
+    "crop": "resized",
     "weights": "imagenet",
     "thaw": "conv1",
     "precision": "bfloat16",
@@ -133,7 +134,7 @@ def test_automatic_precision_has_no_key():
 def test_the_command_of_a_recipe_trains_that_recipe(recipe, csglib, monkeypatch):
     asked = []
 
-    def note(recipe, out, device, every, tell):
+    def note(recipe, out, device, every, tell, reading):
         asked.extend([recipe, out])
         raise Problem("noted")
 
