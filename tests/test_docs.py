@@ -33,6 +33,7 @@ NOT_RUN = {  # of commands in sh blocks, by their beginnings
     "csglib data get": "needs a network; tests/test_data.py and test_objects.py download from a stand-in",
     "csglib train --dataset cifar10-mini --method decay": "the page adds that method; tests/test_contributing.py follows it",
     "csglib evaluate build/decay": "the same",
+    "csglib train --dataset imagenet": "needs ImageNet; tests/test_streamed.py trains on pictures in its layout",
     "python -m pytest": "this suite; its files must exist",
     "git clone": "needs an address",
     "torchrun": "eight GPUs; tests/test_distributed.py has two processes train one small network",
