@@ -88,7 +88,7 @@ def smoke(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "NETS", dict(networks.NETS))
     real = trainer.train
 
-    def short(recipe, out, device=None, every=1, tell=None, on_epoch=None):
+    def short(recipe, out, device=None, every=1, tell=None, on_epoch=None, reading=None):
         methods.method(recipe)  # refuses options that the method does not read
         small = {"dataset": "tiny", "epochs": 3, "batch_size": 64, "precision": "float32", "weights": "fresh", "thaw": ""}
         small |= {"net": "resnet8"} if "@" not in recipe.net else {}

@@ -2,22 +2,27 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import BIN
 from PIL import Image
 from torch.testing import assert_close
 
-from csglib import Problem, data, networks
+from csglib import Problem, data, networks, runs
 from csglib.data import imagenet, streamed
 from csglib.data.streamed import Reading
 from csglib.paths import folder
 from csglib.recipe import Recipe
 from csglib.training import trainer
 
+TORCHRUN = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]]
 WNIDS = ("n01440764", "n01443537", "n01484850")
 FILES = Reading("streamed", workers=0)
 RECIPE = Recipe(dataset="imagenet:tree@16", net="resnet8", epochs=3, cycle="sg", batch_size=8, lr=0.05, precision="float32")
@@ -107,10 +112,10 @@ def test_a_crop_at_random_follows_from_seed_and_epoch_alone(tree):
 
 
 def test_a_network_trained_from_files_is_the_one_trained_from_memory(tree, tmp_path):
-    runs = [trainer.train(RECIPE, tmp_path / r.where, "cpu", reading=r) for r in (Reading("resident"), Reading("streamed", 2))]
-    assert runs[0].metrics == runs[1].metrics
-    for name, weight in runs[0].weights.items():
-        assert torch.equal(weight, runs[1].weights[name]), name
+    made = [trainer.train(RECIPE, tmp_path / r.where, "cpu", reading=r) for r in (Reading("resident"), Reading("streamed", 2))]
+    assert made[0].metrics == made[1].metrics
+    for name, weight in made[0].weights.items():
+        assert torch.equal(weight, made[1].weights[name]), name
 
 
 def test_a_training_from_files_that_stops_goes_on_to_the_same_bits(tree, tmp_path):
@@ -268,3 +273,35 @@ def test_more_classes_than_filters_are_told(tree, tmp_path, monkeypatch):
     monkeypatch.setitem(networks.NETS, "two", lambda C: networks.Split(torch.nn.Conv2d(3, 2, 3), torch.nn.Linear(2, C)))
     with pytest.warns(UserWarning, match="of 3 classes at least 1 own no filter, since there are 2"):
         trainer.train(replace(RECIPE, net="two", cycle="g"), tmp_path / "run", "cpu", reading=FILES)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_imagenets_recipe_runs_end_to_end_with_a_thousand_classes(place):
+    """ResNet-18 at 224 pixels in CSG, of one picture per class; killed and resumed, and in two processes.  Some minutes."""
+    for c in range(1000):
+        for part in ("train", "val"):
+            picture(Path("tree", part, f"n{c:08}", "0.JPEG"), 2 * c + (part == "val"))
+    words = "--dataset imagenet:tree --net resnet18@layer4 --crop resized --lr-schedule thirds --weight-decay 1e-4"
+    words = f"{words} --cycle gs --epochs 2 --batch-size 50 --lr 0.1 --precision float32 --device cpu"
+    command, quiet = [str(BIN / "csglib"), "train", *words.split()], os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "2"}
+
+    def trained(out: str, *before: str, threads: str = "2") -> subprocess.Popen:
+        given = [*before, *command, "--out", out]
+        return subprocess.Popen(given, stderr=subprocess.PIPE, env=quiet | {"OMP_NUM_THREADS": threads})
+
+    assert trained("whole").wait() == 0
+    killed = trained("again")
+    while not Path("again.part/checkpoint.safetensors").exists():
+        time.sleep(0.2)
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    assert trained("again").wait() == 0
+    whole, again = runs.read("whole"), runs.read("again")
+    assert tuple(whole.readout.gate.shape) == (1000, 512) and len(whole.readout.labels) == 1000
+    assert_close(again.weights, whole.weights, rtol=0, atol=0)
+    assert again.metrics == whole.metrics
+    two = trained("two", *TORCHRUN, threads="1")
+    assert two.wait() == 0, two.stderr.read().decode()
+    assert set(runs.read("two").metrics) == set(whole.metrics)

@@ -191,7 +191,7 @@ def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figu
         share = metrics.overlap(M, run.readout.gate)
         column[0].set_title(f"{name}: {'best class' if run.readout.gate is None else 'gate'}", loc="left")
         column[1].set_title("information, nats", loc="left")
-        column[2].set_title(f"product: {percent(share)} of the information", loc="left")
+        column[2].set_title(f"product: {percent(float(share))} of the information", loc="left")
         column[2].set_xlabel("filter, sorted by class")
         for ax in column:
             ax.set_yticks(range(len(classes)), classes, fontsize=6)
@@ -329,7 +329,7 @@ def clusters(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1500) -> F
         share = pca.explained_variance_ratio_.sum()
         tsne = TSNE(2, init="pca", perplexity=min(30, len(a) // 4), random_state=0, n_jobs=1)
         for ax, points, title in (
-            (row[0], pca.transform(a), f"{name}, PCA ({percent(share)} of the variance)"),
+            (row[0], pca.transform(a), f"{name}, PCA ({percent(float(share))} of the variance)"),
             (row[1], tsne.fit_transform(a), f"{name}, t-SNE"),
         ):
             for c, label in enumerate(classes):
