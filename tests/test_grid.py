@@ -12,7 +12,7 @@ from scipy import stats
 
 from csgbook import experiments, measured
 from csgbook.evidence import grid
-from csgbook.pages import elsewhere
+from csgbook.pages import elsewhere, grid_training
 from csglib import runs
 from csglib.recipe import Recipe
 from csglib.runs import Run
@@ -161,17 +161,17 @@ def test_the_costs_are_epochs_times_images_times_measured_steps(monkeypatch):
     size = {"train": 50_000, "test": 10_000, "pixels": 32, "classes": 10}
     hardware = {"processor": "P", "threads": 2}
     known = {"paces": [pace], "sizes": {"cifar10": size}, "precision": "bfloat16", "hardware": hardware}
-    monkeypatch.setattr(elsewhere.measured, "read", lambda kind: known)
+    monkeypatch.setattr(grid_training.measured, "read", lambda kind: known)
     csg, matched = (Recipe(net=NET, method=m, epochs=6) for m in ("csg", "matched"))
     tried = Recipe(net=NET, method="standard", epochs=2, holdout=5000)
-    assert elsewhere.seconds([csg]) == (pytest.approx(6 * 52), 0)
-    assert elsewhere.seconds([matched]) == (pytest.approx(4 * 52), 0)  # two gated epochs are skipped
-    assert elsewhere.seconds([tried]) == (pytest.approx(2 * (45 + 1)), 0)
-    assert elsewhere.seconds([Recipe(net="resnet20")]) == (0, 1)
-    assert "24 trainings take about 2 hours on P, 2 threads, in bfloat16; of 1 the step was not" in elsewhere.cost(
+    assert grid_training.seconds([csg]) == (pytest.approx(6 * 52), 0)
+    assert grid_training.seconds([matched]) == (pytest.approx(4 * 52), 0)  # two gated epochs are skipped
+    assert grid_training.seconds([tried]) == (pytest.approx(2 * (45 + 1)), 0)
+    assert grid_training.seconds([Recipe(net="resnet20")]) == (0, 1)
+    assert "24 trainings take about 2 hours on P, 2 threads, in bfloat16; of 1 the step was not" in grid_training.cost(
         [csg] * 24 + [Recipe(net="resnet20")]
     )
-    assert "of none of them the step was measured" in elsewhere.cost([Recipe(net="resnet20")])
+    assert "of none of them the step was measured" in grid_training.cost([Recipe(net="resnet20")])
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_the_page_says_where_the_grid_has_another_rate_than_was_chosen(monkeypat
     }
     monkeypatch.setattr(grid, "rates", lambda *_: {"resnet18": trials})
     assert grid.taken(trials) == 0.1  # the smallest of equals
-    assert "0.1, and the grid has 0.2" in elsewhere.rates("short", {}, [cell()]).data
+    assert "0.1, and the grid has 0.2" in grid_training.rates("short", {}, [cell()]).data
 
 
 def test_cells_of_a_folder_have_their_runs_and_what_diverged_in_any_form(tmp_path):
@@ -227,7 +227,7 @@ def test_the_page_says_how_short_each_data_set_is_trained_and_how_far_standard_t
     recipe = Recipe(dataset="cifar10", net=NET, method="standard", epochs=6)
     trained = grid.Cell("cifar10", "resnet18", recipe, {"std": [run_of("standard", 0, 0.8, 0.2)]}, {})
     empty = grid.Cell("animals", "resnet18", Recipe(dataset="voc:nowhere@32", net=NET, epochs=30, batch_size=64), {}, {})
-    cells = [row.strip("| ").split("|") for row in elsewhere.schedules([trained, empty]).data.splitlines()[2:]]
+    cells = [row.strip("| ").split("|") for row in grid_training.schedules([trained, empty]).data.splitlines()[2:]]
     assert [[word.strip() for word in row] for row in cells] == [
         ["cifar10, `cifar10`", "6", "2", "128", "0.10", "0.80 to 0.80"],
         ["animals, `voc:nowhere@32`", "30", "10", "64", "", "not run here"],
@@ -239,12 +239,12 @@ def test_of_a_data_set_that_is_not_here_the_classes_and_the_costs_are_known_by_i
     assert grid.Cell("tiny-imagenet", "resnet18", recipe, {}, {}).classes == 20
     assert grid.size("voc:nowhere@32") is None
     pace = next(p for p in measured.read("grid-pace")["paces"] if p["net"] == recipe.net)
-    assert elsewhere.seconds([recipe]) == (pytest.approx(15 * (10_000 * pace["train"] + 1000 * pace["test"])), 0)
+    assert grid_training.seconds([recipe]) == (pytest.approx(15 * (10_000 * pace["train"] + 1000 * pace["test"])), 0)
 
 
 def test_what_is_missing_is_counted_by_data_set_beside_the_command():
     lacking = [Recipe(net=NET, seed=seed) for seed in (0, 1)] + [Recipe(net=NET, dataset="tiny-imagenet@32@20classes")]
-    told = elsewhere.missing(lacking, "quick").data
+    told = grid_training.missing(lacking, "quick").data
     assert told.startswith(
         "3 runs are not run here, so their cells are empty: 2 on `cifar10`, 1 on `tiny-imagenet@32@20classes`."
     )

@@ -77,7 +77,7 @@ def fetched(archive: Archive, what: str, part: Path, remedy: str) -> Iterator[Pa
             stays = f", and {path} is kept" if kept and size_of(path) else ""
             raise Problem(f"the disk with {part.parent} is full while {what} is written{stays}: {SPACE}") from None
         except Problem as problem:
-            kept = kept and isinstance(problem, Unfinished)
+            kept = kept and isinstance(problem, Broken)
             raise
     finally:
         with suppress(OSError):
@@ -86,7 +86,7 @@ def fetched(archive: Archive, what: str, part: Path, remedy: str) -> Iterator[Pa
         os.close(lying)
 
 
-class Unfinished(Problem):
+class Broken(Problem):
     """More may come of the file, and what came is worth keeping."""
 
 
@@ -111,7 +111,7 @@ def receive(archive: Archive, what: str, path: Path, remedy: str) -> None:
         had = size_of(path)
         if (lacks := archive.size - had + archive.room) > (free := shutil.disk_usage(path.parent).free):
             told = f"{what} needs {lacks / 1e9:.2f} GB in {path.parent.parent}, and {free / 1e9:.2f} GB are free"
-            raise Unfinished(f"{told}: {SPACE}")
+            raise Broken(f"{told}: {SPACE}")
         try:
             return receive_rest(archive, what, path, remedy)
         except (OSError, HTTPException) as error:
@@ -125,7 +125,7 @@ def receive(archive: Archive, what: str, path: Path, remedy: str) -> None:
                 of = f" of {archive.size / MIB:,.1f}" if archive.size else ""
                 came = f"; {had / MIB:,.1f}{of} MiB are kept in {path.parent}, and the same command goes on from there"
             reason = short(str(error) or type(error).__name__)
-            raise Unfinished(f"could not download {what} from {archive.url} ({reason}){came}: try again, or {remedy}") from None
+            raise Broken(f"could not download {what} from {archive.url} ({reason}){came}: try again, or {remedy}") from None
 
 
 def receive_rest(archive: Archive, what: str, path: Path, remedy: str) -> None:
@@ -152,7 +152,7 @@ def receive_rest(archive: Archive, what: str, path: Path, remedy: str) -> None:
         total = start + length if length else archive.size
         if archive.size and total != archive.size:
             told = f"{archive.url} sends another file than {what}, of {total:,} bytes in place of {archive.size:,}"
-            raise Unfinished(f"{told}: try again later, or {remedy}")
+            raise Broken(f"{told}: try again later, or {remedy}")
         bar = tqdm(desc=what, total=total or None, initial=start, unit="B", unit_scale=True, unit_divisor=1024)
         with bar, path.open("r+b" if start else "wb") as sink:
             sink.seek(start)
