@@ -13,6 +13,7 @@ from scipy import stats
 from csgbook import experiments, measured
 from csgbook.evidence import grid
 from csgbook.pages import elsewhere, grid_training
+from csgbook.pages.figures import COLOURS
 from csglib import runs
 from csglib.recipe import Recipe
 from csglib.runs import Run
@@ -116,7 +117,7 @@ def test_an_empty_cell_has_no_mark_and_one_seed_no_interval():
     ax = elsewhere.differences([full, one, none]).axes[0]
     marks = [c.lines[0] for c in ax.containers]
     assert [round(float(m.get_ydata()[0])) for m in marks] == [0, 1]
-    assert [m.get_markerfacecolor() for m in marks] == [elsewhere.BLUE, "white"]
+    assert [m.get_markerfacecolor() for m in marks] == [COLOURS["csg"], "white"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
     beside = elsewhere.differences([full, cell("a", "animals")]).axes  # a data set without runs takes no room
     assert [ax.get_title() for ax in beside] == ["cifar10\naccuracy", "cifar10\nMIS / bound"]
@@ -126,7 +127,7 @@ def test_few_filters_are_named(monkeypatch):
     monkeypatch.setattr(grid.measured, "read", lambda kind: {"sizes": {"cifar10": {"classes": 10}, "many": {"classes": 100}}})
     many = grid.Cell("many", "resnet18", Recipe(dataset="many", net=NET), {}, {})
     assert "resnet18 on many (1.3)" in elsewhere.few([cell(), many]).data
-    assert elsewhere.few([cell()]).data == "Every network here has at least five filters a class."
+    assert elsewhere.few([cell()]).data == "Every network here has at least five filters per class."
     assert elsewhere.ratio(many) == "1.3 (< 5)" and elsewhere.ratio(cell()) == "12.8"
     unknown = grid.Cell("x", "resnet18", Recipe(dataset="folder:x", net=NET), {}, {})
     assert "not known yet" in elsewhere.few([unknown]).data and elsewhere.ratio(unknown) == ""

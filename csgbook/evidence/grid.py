@@ -25,7 +25,7 @@ METRICS = ("accuracy", "mis_normalised")  # the claim's two halves
 RELEASED = {  # of what need not be here, by its release: 500 and 50 pictures a class
     "tiny-imagenet@32@20classes": {"train": 10_000, "test": 1000, "pixels": 32, "classes": 20}
 }
-FEW = 5  # filters a class: PICNN's interpretation path needs so many (csglib/methods/picnn.py)
+FEW = 5  # filters per class: PICNN's interpretation path needs so many (csglib/methods/picnn.py)
 
 
 @dataclass(frozen=True)

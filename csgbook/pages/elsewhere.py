@@ -18,18 +18,12 @@ from torch import nn
 from csgbook.evidence import grid
 from csgbook.evidence.grid import Cell
 from csgbook.pages import origin
-from csgbook.pages.figures import BLUE, GREY, ORANGE, styled
+from csgbook.pages.figures import COLOURS, GREY, styled
 from csgbook.pages.tables import markdown, spread
 from csglib import networks
 from csglib.runs import Run
 
-GREEN = "#009e73"  # of the same palette
-LOOKS = {
-    "csg": ("CSG", BLUE, "o"),
-    "picnn": ("PICNN", ORANGE, "s"),
-    "matched": ("MATCHED", GREY, "^"),
-    "std": ("STD", GREEN, "D"),
-}
+MARKERS = {"csg": "o", "picnn": "s", "matched": "^", "std": "D"}
 TITLES = {"accuracy": "accuracy", "mis_normalised": "MIS / bound", "removed": "accuracy without own filters"}
 LACKING = "not run here"
 
@@ -39,7 +33,7 @@ LACKING = "not run here"
 
 @styled
 def differences(cells: Sequence[Cell]) -> Figure:
-    """A row a network, two columns a data set that has runs: accuracy and MIS less standard training's, a mark a method."""
+    """A row per network, two columns per data set that has runs: differences from standard training, a mark per method."""
     names = list(dict.fromkeys(c.network for c in cells))
     drawn = [c for c in cells if any(c.holds(method) is not None for method in ("csg", "picnn"))]
     data = list(dict.fromkeys(c.data for c in drawn or cells[:1]))
@@ -60,10 +54,10 @@ def differences(cells: Sequence[Cell]) -> Figure:
         ax.xaxis.set_major_locator(ticker.MaxNLocator(2))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(axis="y", color=GREY, alpha=0.15, lw=0.6)
-    axes[0, 0].set_xlabel("less STD")
+    axes[0, 0].set_xlabel("difference from STD")
     marks = [
-        plt.Line2D([], [], color=c, marker=m, ls="", label=f"{name} less STD")
-        for name, c, m in map(LOOKS.get, ("csg", "picnn"))
+        plt.Line2D([], [], color=COLOURS[method], marker=MARKERS[method], ls="", label=f"{method.upper()} − STD")
+        for method in ("csg", "picnn")
     ]
     fig.legend(handles=marks, loc="outside upper center", ncols=2)
     return fig
@@ -71,7 +65,7 @@ def differences(cells: Sequence[Cell]) -> Figure:
 
 def draw_cell(ax, cell: Cell, metric: str, row: int) -> None:
     for method, shift in (("csg", -0.15), ("picnn", 0.15)):
-        _, color, marker = LOOKS[method]
+        color, marker = COLOURS[method], MARKERS[method]
         d = cell.difference(method, metric)
         if method in cell.diverged:
             ax.text(0, row + shift, " diverged", color=color, fontsize=6, va="center")
@@ -116,7 +110,7 @@ def count(cells: Sequence[Cell]) -> Markdown:
     for method in ("picnn", "csg"):
         told = [c for c in cells if c.holds(method) is not None]
         halves = [halves_of(c, method) for c in told if method not in c.diverged]
-        row = {"Method": LOOKS[method][0], "Cells": len(told), "Claim holds": halves.count((True, True))}
+        row = {"Method": method.upper(), "Cells": len(told), "Claim holds": halves.count((True, True))}
         row["of these by intervals"] = sum(bool(c.holds(method)) and c.sure(method) for c in told)
         row |= {"Accuracy lower": halves.count((False, True)), "MIS not greater": halves.count((True, False))}
         row |= {"Both": halves.count((False, False)), "Diverged": sum(method in c.diverged for c in told)}
@@ -134,11 +128,15 @@ def halves_of(cell: Cell, method: str) -> tuple[bool, bool]:
 
 
 def table(cells: Sequence[Cell]) -> Markdown:
-    """A table a data set, a row a network: standard training's numbers, each method's difference, the answer."""
+    """A table per data set that has runs, a row per network: numbers of standard training, differences, the answer."""
     parts = []
     for data in dict.fromkeys(c.data for c in cells):
-        shown = pd.DataFrame([table_row(c) for c in cells if c.data == data])
-        parts.append(f"*{data}*\n\n{shown.to_markdown(index=False, disable_numparse=True)}")
+        of = [c for c in cells if c.data == data]
+        if any(c.diverged or any(c.runs.values()) for c in of):
+            rows = pd.DataFrame([table_row(c) for c in of])
+            parts.append(f"*{data}*\n\n{rows.to_markdown(index=False, disable_numparse=True)}")
+        else:
+            parts.append(f"*{data}*: {LACKING}.")
     return Markdown("\n\n".join(parts))
 
 
@@ -149,7 +147,7 @@ def table_row(c: Cell) -> dict[str, str]:
     row |= {f"STD {TITLES[m]}": spread([r.metrics[m] for r in std], 3) if std else "" for m in grid.METRICS}
     for method in ("csg", "picnn"):
         for metric in grid.METRICS:
-            row[f"{LOOKS[method][0]}, {TITLES[metric]}"] = told(c, method, metric)
+            row[f"{method.upper()}, {TITLES[metric]}"] = told(c, method, metric)
     row["PICNN's claim"] = {True: "holds", False: "fails", None: ""}[c.holds("picnn")] + " †" * c.sure("picnn")
     return row | {"Seeds": str(len(std)) if std else LACKING}
 
@@ -170,15 +168,15 @@ def ratio(cell: Cell) -> str:
 
 
 def few(cells: Sequence[Cell]) -> Markdown:
-    """Which cells have fewer than five filters a class."""
+    """Which cells have fewer than five filters per class."""
     known = [(c, traits(c.recipe.net)["Filters K"] / c.classes) for c in cells if c.classes]
     if not known:
-        return Markdown("How many filters a class has is not known yet: that takes a run, or `python tools/grid_pace.py`.")
+        return Markdown("How many filters per class has is not known yet: that takes a run, or `python tools/grid_pace.py`.")
     named = [f"{c.network} on {c.data} ({each:.1f})" for c, each in known if each < grid.FEW]
     if not named:
-        return Markdown("Every network here has at least five filters a class.")
+        return Markdown("Every network here has at least five filters per class.")
     return Markdown(
-        f"Fewer than five filters a class, so that a cluster is often empty when PICNN starts: {', '.join(named)}. Its claim "
+        f"Fewer than five filters per class, so that a cluster is often empty when PICNN starts: {', '.join(named)}. Its claim "
         "is counted there all the same."
     )
 
@@ -235,7 +233,10 @@ def apart(cells: Sequence[Cell], method: str = "picnn") -> Markdown:
 
 
 def ranks_apart(a: list[int | float], b: list[int | float]) -> float:
-    """Two-sided p of the rank sum, over every way to deal the values to the two sides."""
+    """Two-sided p of the rank sum, over every way to deal the values to the two sides.
+
+    scipy's permutation_test refuses a side of one network, and its exact mannwhitneyu knows no ties.
+    """
     ranks = stats.rankdata(a + b)
     sums = np.array([ranks[list(side)].sum() for side in itertools.combinations(range(len(ranks)), len(a))])
     seen = ranks[: len(a)].sum()
@@ -247,7 +248,7 @@ def facts(cells: Sequence[Cell], cell: Cell) -> dict[str, int | float | str]:
     std = [run.metrics for c in cells if c.network == cell.network for run in c.runs.get("std", [])]
     of = [c.classes for c in cells if c.network == cell.network and c.classes]
     known = traits(cell.recipe.net)
-    more = {"Filters a class, K / C": float(known["Filters K"] / np.mean(of))} if of else {}
+    more = {"Filters per class, K / C": float(known["Filters K"] / np.mean(of))} if of else {}
     return known | more | {f"{title(m)} of STD": float(np.mean([run[m] for run in std])) for m in grid.METRICS}
 
 
@@ -256,14 +257,14 @@ def facts(cells: Sequence[Cell], cell: Cell) -> dict[str, int | float | str]:
 
 @styled
 def stages(cells: Sequence[Cell]) -> Figure:
-    """Accuracy, MIS and removal with the network ending after each stage, a line a method."""
+    """Accuracy, MIS and removal with the network ending after each stage, a line per method."""
     fig, axes = plt.subplots(1, 3, figsize=(6.4, 2.4), layout="constrained")
     for ax, metric in zip(axes, (*grid.METRICS, "removed"), strict=True):
         for method in ("std", "csg", "picnn"):
-            name, color, marker = LOOKS[method]
+            color, marker = COLOURS[method], MARKERS[method]
             values = [[r.metrics[metric] for r in c.runs.get(method, []) if r.metrics.get(metric) is not None] for c in cells]
             at = [i for i, v in enumerate(values) if v]
-            ax.plot(at, [np.mean(values[i]) for i in at], color=color, marker=marker, ms=4, lw=1, label=name)
+            ax.plot(at, [np.mean(values[i]) for i in at], color=color, marker=marker, ms=4, lw=1, label=method.upper())
             for i in at:
                 ax.plot([i] * len(values[i]), values[i], ".", color=color, ms=3, alpha=0.6)
         ax.set_xticks(range(len(cells)), [c.network for c in cells], rotation=30, ha="right")
@@ -283,7 +284,7 @@ def stage_table(cells: Sequence[Cell]) -> Markdown:
         }
         for method in ("std", "csg", "picnn"):
             group = c.runs.get(method, [])
-            row = start | {"Method": LOOKS[method][0]}
+            row = start | {"Method": method.upper()}
             for metric in (*grid.METRICS, "removed"):
                 row[title(metric)] = spread([r.metrics.get(metric) for r in group], 3) if group else ""
             if method in c.diverged:

@@ -33,7 +33,7 @@ def schedules(cells: Sequence[Cell]) -> Markdown:
                 "Data": f"{data}, `{recipe.dataset}`",
                 "Epochs": str(recipe.epochs),
                 "of them gated": str(gated),
-                "Images a step": str(recipe.batch_size),
+                "Images per step": str(recipe.batch_size),
                 "1 / classes": f"{1 / classes:.2f}" if classes else "",
                 "STD accuracy": f"{min(reached):.2f} to {max(reached):.2f}" if reached else LACKING,
             }
