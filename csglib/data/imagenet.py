@@ -22,7 +22,7 @@ import torch
 
 from csglib.data.decoded import kept
 from csglib.data.images import Dataset, Images, Pictures
-from csglib.data.pictures import Report, asked, endings, plain
+from csglib.data.pictures import Asked, Report, asked, endings, plain
 from csglib.data.streamed import AUTO, Crop, Reading, Streamed
 from csglib.errors import Problem
 from csglib.files import MIB, apart, check_size, read_text, short
@@ -49,7 +49,7 @@ def load(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
     wnids = sorted(set(train.wnids))
     inside = sorted(f.name for f in os.scandir(root / "val") if f.is_dir()) if (root / "val").is_dir() else []
     test, words = (in_folders(root / "val", root), {}) if inside else from_devkit(root)
-    return dataset(name, wanted.subset, train, test, wnids, words_of(root) or words, crop, reading, root, wanted.size)
+    return dataset(name, wanted, (train, test), titles(wnids, words_of(root) or words), crop, reading)
 
 
 def load_tiny(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
@@ -60,9 +60,8 @@ def load_tiny(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Data
     train = in_folders(root / "train", root, inside="images")
     if odd := sorted(set(wnids) ^ set(train.wnids)):
         raise Problem(f"{root} has {odd[0]} in one of wnids.txt and train alone: restore the release")
-    return dataset(
-        name, wanted.subset, train, annotated(root, set(wnids)), sorted(wnids), words_of(root), crop, reading, root, wanted.size
-    )
+    parts = train, annotated(root, set(wnids))
+    return dataset(name, wanted, parts, titles(sorted(wnids), words_of(root)), crop, reading)
 
 
 # What lies where
@@ -165,45 +164,37 @@ def words_of(root: Path) -> dict[str, str]:
 
 
 def dataset(
-    name: str,
-    subset: int | None,
-    train: Listed,
-    test: Listed,
-    wnids: list[str],
-    words: dict[str, str],
-    crop: Crop,
-    reading: Reading,
-    root: Path,
-    size: int,
+    name: str, wanted: Asked, both: tuple[Listed, Listed], called: dict[str, str], crop: Crop, reading: Reading
 ) -> Dataset:
-    """Both parts, of all classes or some, in memory or in their files."""
-    for part, other, where in ((train, test, "val"), (test, train, "train")):
+    """Both parts, to train and to test, of all classes or some, in memory or in their files; `called` names all classes."""
+    root, size, wnids = wanted.root, wanted.size, list(called)
+    for part, other, where in ((*both, "val"), (*both[::-1], "train")):
         if odd := sorted(set(part.wnids) - set(other.wnids)):
             raise Problem(f"{root} has no picture of class {odd[0]} in {where}: restore them, or take its pictures out of both")
-    if subset is not None:
-        if not 2 <= subset <= len(wnids):
-            raise Problem(f"{name} asks for {subset} classes: choose 2 to {len(wnids)}")
-        wnids = [wnids[i * len(wnids) // subset] for i in range(subset)]
+    if (n := wanted.subset) is not None:
+        if not 2 <= n <= len(wnids):
+            raise Problem(f"{name} asks for {n} classes: choose 2 to {len(wnids)}")
+        wnids = [wnids[i * len(wnids) // n] for i in range(n)]
     number = {wnid: i for i, wnid in enumerate(wnids)}
     seen, parts = hashlib.sha256(), []
-    for part in (train, test):
+    for part in both:
         rows = [row for row in zip(part.names, part.bytes, part.wnids, strict=True) if row[2] in number]
         for path, length, _ in sorted(rows):
             seen.update(f"{length} {path}\n".encode(errors="surrogateescape"))
         parts.append(sorted(rows, key=lambda row: hashlib.sha256(row[0].encode(errors="surrogateescape")).digest()))
-    digest, both = seen.hexdigest(), parts[0] + parts[1]
-    labels = torch.tensor([number[wnid] for *_, wnid in both])
-    if reading.streams(name, len(both), size, crop):
-        paths = np.array([os.fsencode(path) for path, *_ in both])
+    digest, rows = seen.hexdigest(), parts[0] + parts[1]
+    labels = torch.tensor([number[wnid] for *_, wnid in rows])
+    if reading.streams(name, len(rows), size, crop):
+        paths = np.array([os.fsencode(path) for path, *_ in rows])
         pictures: Pictures = Streamed(root, paths, labels, size, crop, reading.workers)
     else:
-        pictures = Images(kept(root, [root / path for path, *_ in both], size, digest, Report())[0], labels)
+        pictures = Images(kept(root, [root / path for path, *_ in rows], size, digest, Report())[0], labels)
     n = len(parts[0])
-    return Dataset(name, titles(wnids, words), pictures.take(slice(n)), pictures.take(slice(n, None)), digest)
+    return Dataset(name, tuple(called[wnid] for wnid in wnids), pictures.take(slice(n)), pictures.take(slice(n, None)), digest)
 
 
-def titles(wnids: Iterable[str], words: dict[str, str]) -> tuple[str, ...]:
+def titles(wnids: Iterable[str], words: dict[str, str]) -> dict[str, str]:
     """The first word for each class, with its number where two share one; the number alone where no file says more."""
     first = {wnid: words.get(wnid, wnid).split(",")[0].strip()[:60] or wnid for wnid in wnids}
     often = Counter(first.values())
-    return tuple(plain(title if often[title] == 1 else f"{title} {wnid}") for wnid, title in first.items())
+    return {wnid: plain(title if often[title] == 1 else f"{title} {wnid}") for wnid, title in first.items()}
