@@ -18,6 +18,7 @@ import yaml
 
 from csgbook import claims
 from csglib import data, runs
+from csglib.data.released import TINY
 from csglib.errors import Problem, check_name
 from csglib.files import MIB, check_size, parse_json, short
 from csglib.paths import ROOT
@@ -28,7 +29,6 @@ from csglib.runs import Run, schema
 
 FILE = ROOT / "book" / "experiments.yml"
 REMEDY = "work in a clone of the repository, or restore it with git"
-TINY = "tiny-imagenet-200"  # Tiny ImageNet's folder in its archive
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,8 @@ def obstacle(recipe: Recipe, folder: Path | str | None = None) -> str | None:
         return f"it diverged ({stopped})"
     if not data.present(recipe.dataset):
         return "its photographs are not here"
-    if recipe.dataset.startswith("tiny-imagenet") and not (folder_of_data() / TINY).is_dir():
-        return f"there is no {TINY} in {folder_of_data()}"
+    if recipe.dataset.startswith("tiny-imagenet") and not (folder_of_data() / TINY.folder).is_dir():
+        return f"there is no {TINY.folder} in {folder_of_data()}"
     if emulated(recipe.precision, pick_device(None)):
         return (
             f"the runs beside it are in {recipe.precision}, which this machine emulates, slowly (`precision: float32` in "

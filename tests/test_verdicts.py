@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -396,3 +397,9 @@ def test_a_checkpoint_of_another_schedule_is_refused(fields, tmp_path):
     with pytest.raises(Occupied):
         runs.reserve(tmp_path / "run", dataclasses.replace(recipe, **fields))
     runs.reserve(tmp_path / "run", recipe)  # its own goes on
+
+
+@pytest.mark.parametrize("name", get_args(get_type_hints(Recipe)["lr_schedule"]))
+def test_every_schedule_of_a_recipe_has_words(name):
+    recipe = Recipe(lr_schedule=name, precision="float32")
+    assert verdicts.schedule(recipe).endswith("learning-rate schedule")

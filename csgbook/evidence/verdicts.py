@@ -113,7 +113,7 @@ HELD: dict[str, Callable[[Run], float]] = {  # values at which a method's own co
 
 def schedule(recipe: Recipe) -> str:
     """In words, since a verdict on another schedule than the paper's says so."""
-    form = {"onecycle": "one-cycle", "steps": "step"}[recipe.lr_schedule]
+    form = {"onecycle": "one-cycle", "steps": "step", "thirds": "three-step"}[recipe.lr_schedule]
     data = "" if recipe.dataset == "cifar10" else f"{recipe.dataset}, "
     return f"{data}{recipe.epochs} epochs, {form} learning-rate schedule"
 

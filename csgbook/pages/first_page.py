@@ -218,7 +218,11 @@ def schedule_told(runs: Runs, longer: Runs) -> str:
     recipe, paper, n = runs["csg"][0].recipe, verdicts.PRESUMED, min(len(group) for group in runs.values())
     if verdicts.presumed(recipe):
         return ""
-    form = {"onecycle": "a one-cycle learning-rate schedule", "steps": "a learning rate that drops in steps"}
+    form = {
+        "onecycle": "a one-cycle learning-rate schedule",
+        "steps": "a learning rate that drops in steps",
+        "thirds": "a learning rate that drops at each third",
+    }
     text = (
         f"These networks were trained for {recipe.epochs} epochs with {form[recipe.lr_schedule]}, {n} seed{'s' * (n > 1)} per "
         f"network. The paper's accuracy points to {paper.epochs} epochs with {form[paper.lr_schedule]}"

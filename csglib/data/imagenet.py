@@ -23,11 +23,11 @@ import torch
 from csglib.data.decoded import kept
 from csglib.data.images import Dataset, Images, Pictures
 from csglib.data.pictures import Asked, Report, asked, endings, plain
+from csglib.data.released import TINY
 from csglib.data.streamed import AUTO, Crop, Reading, Streamed
 from csglib.errors import Problem
 from csglib.files import MIB, apart, check_size, read_text, short
 
-TINY = "tiny-imagenet-200"  # the folder in its archive
 DEVKIT = Path("ILSVRC2012_devkit_t12") / "data"
 WORDS = ("words.txt", "LOC_synset_mapping.txt")  # Tiny ImageNet's, and that of ImageNet as Kaggle has it
 
@@ -54,7 +54,7 @@ def load(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
 
 def load_tiny(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
     """The data set of a name `tiny-imagenet`, of its release's pictures."""
-    wanted = asked(name.replace("tiny-imagenet", f"tiny-imagenet:{TINY}", 1), size=64)
+    wanted = asked(name.replace("tiny-imagenet", f"tiny-imagenet:{TINY.folder}", 1), size=64)
     root = wanted.root
     wnids = read_text(root / "wnids.txt", "restore the release's file").split()
     train = in_folders(root / "train", root, inside="images")
