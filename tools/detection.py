@@ -12,6 +12,7 @@ import sys
 import torch
 
 from csgbook import experiments, measured
+from csgbook.evidence import schedules
 from csglib import data
 from csglib.analysis import attacks
 from csglib.data import of as load
@@ -60,7 +61,8 @@ def measure(run: Run) -> dict:
 
 
 if __name__ == "__main__":
-    for group in experiments.published("adversarial", "short").values():
+    every = [experiments.published("adversarial", profile) for profile in schedules.PROFILES]
+    for group in (group for groups in every for group in groups.values()):
         for run in group:
             if (measured.of("detection", run) or {}).get("images") != IMAGES:
                 measured.keep("detection", run, measure(run))
