@@ -37,7 +37,7 @@ try:
     PARAMETERS = {page: parameters(page, PROFILE, RUNS) for page in PAGES}  # an unknown one stops here, before anything runs
     for kind in measured.TOOLS:
         measured.read(kind)
-    several = [page for page in schedules.PAGES if page in PAGES and Path(RUNS).is_dir()]
+    several = PAGES if Path(RUNS).is_dir() else []
     BESIDE = {page: schedules.beside(page, PROFILE, RUNS) for page in several}  # runs of other schedules than the profile's
     RECIPES |= {run.recipe.name: run.recipe for found in BESIDE.values() for run in found}
     THERE = {name: runs.published(r, Path(RUNS)) for name, r in RECIPES.items() if Path(RUNS, name).exists()}

@@ -10,8 +10,9 @@ from matplotlib import pyplot as plt
 
 from csgbook import claims, experiments
 from csgbook.evidence import schedules, verdicts
-from csgbook.pages import growth
+from csgbook.pages import growth, origin
 from csglib import Problem
+from csglib.analysis import attacks
 from csglib.recipe import Recipe
 from csglib.runs import Run
 
@@ -87,6 +88,36 @@ def test_with_runs_of_one_schedule_there_is_no_other(profile, trained, published
     assert {r.recipe.epochs for r in schedules.beside("representation", "short")} == {30}
 
 
+def test_a_page_shows_a_schedule_that_has_all_its_networks_or_both_sides_of_a_claim(trained, monkeypatch):
+    short, long = trained((3, 3, 3)), trained((3, 3, 0), **LONG)
+    there = {"short": {**short, "picnn": short["std"]}, "paper": {**long, "picnn": []}}
+    monkeypatch.setattr(
+        experiments, "published", lambda page, profile, folder=None: there["short" if profile == "quick" else profile]
+    )
+    epochs = {
+        page: [run[0].recipe.epochs for runs in schedules.found(page, "quick") if (run := runs["csg"])]
+        for page in ("filter-removal", "picnn", "atlas", "explore")
+    }
+    # PICNN has no long run: its own page and the atlas wait for it, a claim on CSG and STD does not
+    assert epochs == {"filter-removal": [200, 30], "picnn": [30], "atlas": [30], "explore": [200, 30]}
+    assert schedules.leading(schedules.found("explore", "quick")) is there["short"]
+    two = [long, {**short, "matched": []}]
+    assert schedules.leading(two) is long
+    assert schedules.leading(two, lambda run: run.recipe.epochs == 30) is two[1]  # where only those can be drawn
+    told = origin.shown(two, long)
+    assert "show the networks after 200 epochs" in told and "also judged after 30 epochs" in told
+    assert origin.shown([long], long) == ""
+
+
+def test_under_a_long_schedule_a_page_shows_it_though_the_short_one_has_no_run(trained, monkeypatch):
+    there = {"short": trained((0, 0, 0)), "paper": trained((1, 1, 0), **LONG)}
+    monkeypatch.setattr(
+        experiments, "published", lambda page, profile, folder=None: there["short" if profile == "quick" else profile]
+    )
+    assert schedules.found("network", "paper") == [there["paper"]]
+    assert schedules.found("network", "quick") == [there["short"]]  # which asks for the short ones, and names them as missing
+
+
 def test_without_runs_the_page_is_empty_and_says_so(trained, published):
     published(*[trained((0, 0, 0))] * 3)
     by_schedule = schedules.found("table1", "quick")
@@ -143,6 +174,47 @@ def test_the_figure_has_an_interval_from_three_seeds_on_and_a_hollow_mark_below(
     assert plt.get_fignums() == before
 
 
+def test_the_other_statistics_are_told_as_csgs_difference_by_length(trained, published, monkeypatch):
+    published(trained((3, 3, 2), **LONG), trained((3, 3, 3)), trained((0, 0, 0)))
+    values = {"csg": 0.2, "standard": 0.1, "matched": 0.15}
+    for metric in growth.TITLES:
+        of = lambda run: values[run.recipe.method] * (run.recipe.epochs / 30) ** 0.5 + 0.001 * run.recipe.seed  # noqa: E731
+        monkeypatch.setitem(verdicts.STATISTICS, metric, of)
+    lengths = schedules.lengths("quick")
+    claimed = {c.metric: c for c in claims.CLAIMS}
+    removed = [c for n, c in growth.others(lengths) if c["metric"] == "removed_own"]
+    assert [c["of"] for c in removed] == ["std", "std"] == [claimed["removed_own"].of] * 2
+    turned = growth.toward({**removed[0], "ours": 0.3, "low": 0.1, "high": 0.4})
+    assert (turned["of"], turned["over"]) == ("csg", "std") and (turned["ours"], turned["low"], turned["high"]) == (
+        -0.3,
+        -0.4,
+        -0.1,
+    )
+    assert growth.toward(turned) is turned
+    rows = [re.split(r" *\| *", line)[1:-1] for line in growth.others_table(lengths).data.splitlines()]
+    assert rows[0][2:4] == ["30 epochs", "200 epochs"] and len({len(row) for row in rows}) == 1
+    assert {row[0] for row in rows[2:]} >= {
+        "{doc}`contrast of weights <filter-correlation>`",
+        "{doc}`accuracy with one group <explore>`",
+    }
+    assert {tuple(row[2:]) for row in rows[2:] if row[1] == "STD"} == {("**+0.1000**", "**+0.2582**", "up")}
+    assert {tuple(row[2:]) for row in rows[2:] if row[1] == "MATCHED"} == {("**+0.0500**", "+0.1291 (2 seeds)", "–")}
+    assert growth.number({"ours": 0.01, "low": 0.002, "high": 0.02, "n": 3}) == "**+0.0100**"
+    assert growth.number({"ours": 0.01, "low": -0.002, "high": 0.02, "n": 3}) == "+0.0100"
+    assert growth.number({"ours": -0.01, "low": None, "high": None, "n": 1}) == "-0.0100 (1 seed)"
+    figure = growth.others_figure(lengths)
+    assert {ax.get_title() for ax in figure.axes if ax.get_visible()} == {
+        growth.TITLES[c["metric"]] for _, c in growth.others(lengths)
+    }
+
+
+def test_every_statistic_that_compares_the_same_networks_has_a_panel():
+    """Of the four attacks alone there is none: the detector's error is their mean."""
+    compared = {c.metric for c in claims.CLAIMS if c.over and {c.of, c.over} <= set(schedules.NETWORKS)}
+    single = {f"detection_{name}" for name in attacks.ATTACKS}
+    assert compared - single - {"accuracy", "mis"} == set(growth.TITLES)
+
+
 def test_runs_that_should_not_be_compared_stop_every_place_that_compares_them(trained, published):
     mixed = trained((3, 3, 3))
     mixed["std"] = [dataclasses.replace(r, recipe=dataclasses.replace(r.recipe, loop="fast")) for r in mixed["std"]]
@@ -167,9 +239,9 @@ def test_a_book_with_other_profiles_or_experiments_shows_what_it_has(monkeypatch
     table["pages"]["table1"]["experiments"] = ["std"]
     table["pages"]["what-matters"] = {}
     monkeypatch.setattr(experiments, "book", lambda: table)
-    assert schedules.profiles("table1", "mine") == ["short"] and list(schedules.lengths("mine", tmp_path)) == [30]
+    assert schedules.profiles("mine") == ["short"] and list(schedules.lengths("mine", tmp_path)) == [30]
     del table["profiles"]["short"]
-    assert schedules.profiles("table1", "mine") == ["mine"] and schedules.found("table1", "mine", tmp_path) == [{"std": []}]
+    assert schedules.profiles("mine") == ["mine"] and schedules.found("table1", "mine", tmp_path) == [{"std": []}]
     table["pages"]["table1"] = {}
     assert schedules.lengths("mine", tmp_path) == {} and schedules.beside("table1", "mine", tmp_path) == []
 

@@ -49,7 +49,7 @@ def answer(judged: Sequence[dict], but: str = "") -> str:
     known = [c for c in judged if c["answer"] and c["ours"] is not None]
     if not known:
         return ABSENT
-    caveat = [about_schedule(known[0])] * (not all(c["comparable"] for c in known)) + [but] * bool(but)
+    caveat = [about_schedule(c) for c in known if not c["comparable"]][:1] + [but] * bool(but)
     parts = ["**Answer**", sentences(judged), f"**How sure?** {sure(known)}"]
     parts += [f"**Caveat.** {' '.join(caveat)}"] * bool(caveat)
     return '<div class="answer">\n\n' + "\n\n".join(parts) + "\n\n</div>\n"

@@ -1,33 +1,49 @@
 """The networks of a page under several schedules: which runs there are, the longest training first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from csgbook import experiments
+from csgbook.claims import CLAIMS
 from csglib.runs import Run
 
 Runs = dict[str, list[Run]]
 PROFILES = ("paper", "short")  # whose schedules are shown beside each other, the longest first
-PAGES = ("table1",)  # that show them
 SHORTEST = {"std": "standard", "csg": "alternating"}  # the same after fewer epochs, on the page what-matters; no matched there
 NETWORKS = ("csg", "std", "matched")
 
 
-def profiles(page: str, profile: str) -> list[str]:
-    """Those whose schedules the page shows, the longest first."""
+def profiles(profile: str) -> list[str]:
+    """Those whose schedules a page shows, the longest first."""
     known = [name for name in PROFILES if name in experiments.book()["profiles"]]
-    return known if known and page in PAGES and profile != "smoke" else [profile]
+    return known if known and profile != "smoke" else [profile]
 
 
 def found(page: str, profile: str, folder: Path | str | None = None) -> list[Runs]:
-    """The page's runs under each schedule that has any, the longest first; at least one, which may be empty."""
-    every = [experiments.published(page, name, folder) for name in profiles(page, profile)]
-    return [runs for runs in every if any(runs.values())] or every[-1:]
+    """The page's runs under each schedule that says something there, the longest first; at least one, which may be empty.
+
+    A schedule does where it has runs of all networks that have some under the profile's own, or of both sides of one of the
+    page's claims.
+    """
+    every = [experiments.published(page, name, folder) for name in profiles(profile)]
+    own = has_runs(experiments.published(page, profile, folder))
+    asked = [own] * bool(own) + [{claim.of, claim.over} - {None} for claim in CLAIMS if claim.page == page]
+    return [runs for runs in every if any(names <= has_runs(runs) for names in asked)] or every[-1:]
+
+
+def leading(by_schedule: Sequence[Runs], fit: Callable[[Run], bool] = lambda run: True) -> Runs:
+    """What a page draws: the runs of the longest schedule that has all networks of the shortest, by runs that fit."""
+    fitting = [{name for name, group in runs.items() if any(map(fit, group))} for runs in by_schedule]
+    return next(runs for runs, names in zip(by_schedule, fitting, strict=True) if fitting[-1] <= names)
+
+
+def has_runs(runs: Runs) -> set[str]:
+    return {name for name, group in runs.items() if group}
 
 
 def lengths(profile: str, folder: Path | str | None = None) -> dict[int, Runs]:
     """CSG, STD and MATCHED by the number of epochs, the fewest first; lists are empty where there are no runs."""
-    names = profiles("table1", profile)
+    names = profiles(profile)
     asked = [("table1", name, dict(zip(NETWORKS, NETWORKS, strict=True))) for name in names]
     asked += [("what-matters", names[-1], SHORTEST)] * (len(names) > 1)
     by_epochs: dict[int, Runs] = {}
@@ -40,7 +56,7 @@ def lengths(profile: str, folder: Path | str | None = None) -> dict[int, Runs]:
 
 def beside(page: str, profile: str, folder: Path | str | None = None) -> list[Run]:
     """Every run that the page reads, those of other schedules than the profile's among them."""
-    several = [*found(page, profile, folder), *(lengths(profile, folder).values() if page in PAGES else [])]
+    several = [*found(page, profile, folder), *(lengths(profile, folder).values() if page == "table1" else [])]
     return list({run.recipe.name: run for runs in several for group in runs.values() for run in group}.values())
 
 

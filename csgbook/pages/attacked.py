@@ -22,6 +22,10 @@ from csglib.runs import Run
 NAMES = {"fgsm": "FGSM", "bim": "BIM", "mim": "MIM", "pgd": "PGD", "match": "adaptive"}
 
 
+def is_measured(run: Run) -> bool:
+    return measured.of("detection", run) is not None
+
+
 def detection(runs: dict[str, list[Run]], size: int = 1000) -> Markdown:
     """The detector's error under each attack; mean and deviation over seeds."""
     table = by_attack(runs, lambda entry, attack: float(np.mean(v)) if (v := errors_of(entry, attack, size)) else None)

@@ -1,12 +1,13 @@
 """Where a page's numbers come from: the strip at its end, a run's entry on the page of runs, and what is missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown
 
 from csgbook import experiments, measured
+from csgbook.evidence.schedules import Runs
 from csgbook.evidence.verdicts import schedule
 from csgbook.pages.tables import METRICS, commit, spread
 from csglib.recipe import Recipe
@@ -68,6 +69,15 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
 def minutes(group: list[Run]) -> str:
     values = [run.provenance["train_seconds"] / 60 for run in group]
     return spread(values, 0 if min(values) >= 1 else 1)
+
+
+def shown(by_schedule: Sequence[Runs], drawn: Runs) -> str:
+    """Of a page with several schedules: which of them its figures show."""
+    if len(by_schedule) == 1:
+        return ""
+    told = [schedule(next(run.recipe for group in runs.values() for run in group)) for runs in (drawn, *by_schedule)]
+    others = " and ".join(words for words in told[1:] if words != told[0])
+    return f"\nFigures and tables show the networks after {told[0]}; the claims further down are also judged after {others}.\n"
 
 
 def forms(group: list[Run]) -> str:
