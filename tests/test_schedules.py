@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 from csgbook import claims, experiments
 from csgbook.evidence import schedules, verdicts
-from csgbook.pages import growth, origin
+from csgbook.pages import growth, origin, scoreboard
 from csglib import Problem
 from csglib.analysis import attacks
 from csglib.recipe import Recipe
@@ -118,6 +118,12 @@ def test_under_a_long_schedule_a_page_shows_it_though_the_short_one_has_no_run(t
     assert schedules.found("network", "quick") == [there["short"]]  # which asks for the short ones, and names them as missing
 
 
+def test_a_profile_that_does_not_exist_is_refused_on_every_page():
+    for page in ("table1", "network"):
+        with pytest.raises(Problem, match="quik"):
+            schedules.found(page, "quik")
+
+
 def test_without_runs_the_page_is_empty_and_says_so(trained, published):
     published(*[trained((0, 0, 0))] * 3)
     by_schedule = schedules.found("table1", "quick")
@@ -181,9 +187,8 @@ def test_the_other_statistics_are_told_as_csgs_difference_by_length(trained, pub
         of = lambda run: values[run.recipe.method] * (run.recipe.epochs / 30) ** 0.5 + 0.001 * run.recipe.seed  # noqa: E731
         monkeypatch.setitem(verdicts.STATISTICS, metric, of)
     lengths = schedules.lengths("quick")
-    claimed = {c.metric: c for c in claims.CLAIMS}
     removed = [c for n, c in growth.others(lengths) if c["metric"] == "removed_own"]
-    assert [c["of"] for c in removed] == ["std", "std"] == [claimed["removed_own"].of] * 2
+    assert [(c["of"], c["over"]) for c in removed] == [("std", "csg")] * 2  # as the claim puts it
     turned = growth.toward({**removed[0], "ours": 0.3, "low": 0.1, "high": 0.4})
     assert (turned["of"], turned["over"]) == ("csg", "std") and (turned["ours"], turned["low"], turned["high"]) == (
         -0.3,
@@ -206,6 +211,29 @@ def test_the_other_statistics_are_told_as_csgs_difference_by_length(trained, pub
     assert {ax.get_title() for ax in figure.axes if ax.get_visible()} == {
         growth.TITLES[c["metric"]] for _, c in growth.others(lengths)
     }
+
+
+def test_a_claim_is_told_to_depend_on_the_schedule_where_its_verdict_is_of_another_kind():
+    def claim(verdict: str, *also: str) -> dict:
+        return {"verdict": verdict, "also": [{"verdict": v} for v in also]}
+
+    moved = [claim("reproduced", "contradicted"), claim("yes", "open"), claim("inconclusive", "contradicted")]
+    same = [claim("reproduced", "direction reproduced, size not"), claim("yes"), claim("inconclusive", "open")]
+    assert scoreboard.by_schedule(moved + same) == moved
+
+
+def test_the_minutes_of_a_cpu_and_a_gpu_are_not_averaged(trained):
+    group = trained((0, 3, 0))["std"]
+    on = [("EPYC", None, 14_400), ("Xeon", "H200", 480), ("Xeon", "H200", 486)]
+    made = [
+        dataclasses.replace(
+            run,
+            provenance=run.provenance
+            | {"train_seconds": seconds, "hardware": {"processor": processor, "threads": 2, "gpu": gpu}},
+        )
+        for run, (processor, gpu, seconds) in zip(group, on, strict=True)
+    ]
+    assert origin.minutes(made) == "240 / 8 ± 0" and origin.joined(origin.machine, made) == "EPYC, 2 threads / H200"
 
 
 def test_every_statistic_that_compares_the_same_networks_has_a_panel():

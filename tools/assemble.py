@@ -54,7 +54,7 @@ def write_results(sources: Path, results: list[dict]) -> None:
     """One section a page for the results."""
     contradicted = [c for c in results if c["verdict"] == "contradicted"]
     (sources / "_contradicted.md").write_text(verdicts.markdown(contradicted) if contradicted else "No claim so far.\n")
-    moved = [c for c in results if {scoreboard.kind(other["verdict"]) for other in c["also"]} - {scoreboard.kind(c["verdict"])}]
+    moved = scoreboard.by_schedule(results)
     (sources / "_by_schedule.md").write_text(verdicts.markdown(moved) if moved else "No verdict so far.\n")
     sections = []
     for page in dict.fromkeys(c["page"] for c in results):

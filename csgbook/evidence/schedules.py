@@ -14,7 +14,8 @@ NETWORKS = ("csg", "std", "matched")
 
 
 def profiles(profile: str) -> list[str]:
-    """Those whose schedules a page shows, the longest first."""
+    """Those whose schedules a page shows, the longest first; Problem where there is no such profile."""
+    experiments.profile(profile)
     known = [name for name in PROFILES if name in experiments.book()["profiles"]]
     return known if known and profile != "smoke" else [profile]
 
@@ -25,10 +26,11 @@ def found(page: str, profile: str, folder: Path | str | None = None) -> list[Run
     A schedule does where it has runs of all networks that have some under the profile's own, or of both sides of one of the
     page's claims.
     """
-    every = [experiments.published(page, name, folder) for name in profiles(profile)]
-    own = has_runs(experiments.published(page, profile, folder))
-    asked = [own] * bool(own) + [{claim.of, claim.over} - {None} for claim in CLAIMS if claim.page == page]
-    return [runs for runs in every if any(names <= has_runs(runs) for names in asked)] or every[-1:]
+    every = {name: experiments.published(page, name, folder) for name in profiles(profile)}
+    own = experiments.book()["profiles"][profile].get("like", profile)
+    sides = [{claim.of, claim.over} - {None} for claim in CLAIMS if claim.page == page]
+    asked = [names for names in (has_runs(every.get(own, {})), *sides) if names]
+    return [runs for runs in every.values() if any(names <= has_runs(runs) for names in asked)] or list(every.values())[-1:]
 
 
 def leading(by_schedule: Sequence[Runs], fit: Callable[[Run], bool] = lambda run: True) -> Runs:

@@ -32,7 +32,10 @@ TITLES = {  # of the other statistics that compare the same networks, in the ord
     "by_own_row": "accuracy by own rows",
     "gated_change": "change over gated epochs",
 }
-COLORS = {"std": (BLUE, "o"), "matched": (ORANGE, "s")}  # of the other network than CSG, and its marker
+MARKS = {
+    "std": (BLUE, "o", 0.96),
+    "matched": (ORANGE, "s", 1.04),
+}  # of the network that CSG is compared with: colour, marker, shift
 
 
 def metrics_tables(schedules: Sequence[Runs], others: dict[str, dict[str, dict[str, float]]]) -> Markdown:
@@ -61,25 +64,20 @@ def others(lengths: dict[int, Runs]) -> list[tuple[int, dict]]:
 def draw(ax: Axes, told: Sequence[tuple[int, dict]], ticks: Sequence[int], dots: bool = True) -> None:
     """Differences by the number of epochs: means with 95 % intervals, hollow where seeds are too few, and a dot a seed."""
     ax.axhline(0, color=GREY, lw=0.8)
-    for other, (color, marker) in COLORS.items():
-        shown = [(n, c) for n, c in told if other in (c["of"], c["over"])]
-        shift = {"std": 0.96, "matched": 1.04}[other]
-        for n, c in shown:
-            clear = c["n"] >= rules.SEEDS
-            ends = np.maximum([[c["ours"] - c["low"]], [c["high"] - c["ours"]]], 0) if clear else None
+    for over, (color, marker, shift) in MARKS.items():
+        shown = [(n * shift, c) for n, c in told if c["over"] == over]
+        for x, c in shown:
+            enough = c["n"] >= rules.SEEDS
+            ends = np.maximum([[c["ours"] - c["low"]], [c["high"] - c["ours"]]], 0) if enough else None  # rounding goes below 0
             if c["paired"] and dots:
-                ax.plot([n * shift] * c["n"], np.subtract(*c["values"]), ".", color=color, ms=3, alpha=0.6)
-            ax.errorbar(n * shift, c["ours"], ends, fmt=marker, color=color, ms=5, capsize=3, mfc=color if clear else "white")
+                ax.plot([x] * c["n"], np.subtract(*c["values"]), ".", color=color, ms=3, alpha=0.6)
+            ax.errorbar(x, c["ours"], ends, fmt=marker, color=color, ms=5, capsize=3, mfc=color if enough else "white")
         if shown:
-            means = [c["ours"] for _, c in shown]
-            ax.plot([n * shift for n, _ in shown], means, color=color, lw=1, label=difference(shown[0][1]))
+            ax.plot(*zip(*[(x, c["ours"]) for x, c in shown], strict=True), color=color, lw=1, label=f"CSG − {over.upper()}")
     ax.set(xscale="log")
     ax.set_xticks(ticks, map(str, ticks))
+    ax.set_xlim(ticks[0] * 0.75, ticks[-1] * 1.35)
     ax.xaxis.set_minor_locator(NullLocator())
-
-
-def difference(judged: dict) -> str:
-    return f"{judged['of'].upper()} − {judged['over'].upper()}"
 
 
 @styled
@@ -105,7 +103,6 @@ def others_figure(lengths: dict[int, Runs]) -> Figure:
     for ax, metric in zip(axes.flat, shown, strict=False):
         draw(ax, [(n, c) for n, c in told if c["metric"] == metric], ticks, dots=False)
         ax.set_title(TITLES[metric], fontsize=8)
-        ax.set_xlim(ticks[0] * 0.75, ticks[-1] * 1.35)
         ax.tick_params(labelsize=7)
     for ax in axes.flat[len(shown) :]:
         ax.set_visible(False)
@@ -145,10 +142,10 @@ def others_table(lengths: dict[int, Runs]) -> Markdown:
 
 def number(judged: dict) -> str:
     """The mean, in bold where its interval leaves out zero."""
-    mean = f"{judged['ours']:+.4f}"
-    clear = judged["n"] >= rules.SEEDS and (judged["low"] > 0 or judged["high"] < 0)
-    few = "" if judged["n"] >= rules.SEEDS else f" ({judged['n']} seed{'s' * (judged['n'] > 1)})"
-    return f"**{mean}**" if clear else mean + few
+    mean, n = f"{judged['ours']:+.4f}", judged["n"]
+    if n < rules.SEEDS:
+        return f"{mean} ({n} seed{'s' * (n > 1)})"
+    return f"**{mean}**" if judged["low"] > 0 or judged["high"] < 0 else mean
 
 
 def gap_table(lengths: dict[int, Runs]) -> Markdown:

@@ -67,8 +67,11 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
 
 
 def minutes(group: list[Run]) -> str:
-    values = [run.provenance["train_seconds"] / 60 for run in group]
-    return spread(values, 0 if min(values) >= 1 else 1)
+    """By machine, in the order in which `joined` names them: what a GPU and a CPU take has no mean."""
+    by_machine: dict[str, list[float]] = {}
+    for run in group:
+        by_machine.setdefault(machine(run), []).append(run.provenance["train_seconds"] / 60)
+    return " / ".join(spread(values, 0 if min(values) >= 1 else 1) for values in by_machine.values())
 
 
 def shown(by_schedule: Sequence[Runs], drawn: Runs) -> str:

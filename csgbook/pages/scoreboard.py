@@ -2,6 +2,7 @@
 
 import html
 from collections import Counter
+from collections.abc import Sequence
 
 from csgbook.claims import OURS
 from csgbook.embed import raw
@@ -47,6 +48,11 @@ def kind(verdict: str) -> str:
     if verdict in ("no", "contradicted", "opposite"):
         return "no"
     return "none" if verdict.startswith(("not ", "no ")) and verdict != "no difference found" else "open"
+
+
+def by_schedule(results: Sequence[dict]) -> list[dict]:
+    """The claims whose verdict is of another kind under another schedule."""
+    return [c for c in results if any(kind(other["verdict"]) != kind(c["verdict"]) for other in c["also"])]
 
 
 def short(verdict: str) -> str:
