@@ -473,8 +473,8 @@ def test_code_that_differs_from_its_commit_is_dirty_and_code_outside_of_a_clone_
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
 
-    def told() -> tuple:
-        here = provenance.here(torch.device("cpu"))
+    def told(written: Path | None = None) -> tuple:
+        here = provenance.here(torch.device("cpu"), written)
         return here["commit"] and len(here["commit"]), here["dirty"]
 
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
@@ -485,7 +485,7 @@ def test_code_that_differs_from_its_commit_is_dirty_and_code_outside_of_a_clone_
     git("commit", "--quiet", "--message", "a")
     assert told() == (40, False)
     (tmp_path / "code.py").write_text("a = 2")
-    assert told() == (40, True)
+    assert told() == (40, True) and told(tmp_path / "code.py") == (40, False) and told(tmp_path / "other.py") == (40, True)
     monkeypatch.setattr(provenance, "ROOT", tmp_path / "installed")
     (tmp_path / "installed").mkdir()
     assert told() == (None, None)

@@ -214,11 +214,16 @@ def test_the_other_statistics_are_told_as_csgs_difference_by_length(trained, pub
 
 
 def test_a_claim_is_told_to_depend_on_the_schedule_where_its_verdict_is_of_another_kind():
-    def claim(verdict: str, *also: str) -> dict:
-        return {"verdict": verdict, "also": [{"verdict": v} for v in also]}
+    def claim(id: str, verdict: str, *also: tuple[str, int]) -> dict:
+        return {"id": id, "n": 3, "verdict": verdict, "also": [{"verdict": v, "n": n} for v, n in also]}
 
-    moved = [claim("reproduced", "contradicted"), claim("yes", "open"), claim("inconclusive", "contradicted")]
-    same = [claim("reproduced", "direction reproduced, size not"), claim("yes"), claim("inconclusive", "open")]
+    moved = [claim("a", "reproduced", ("contradicted", 3)), claim("b", "yes", ("open", 3)), claim("c", "no", ("yes", 5))]
+    same = [
+        claim("d", "reproduced", ("direction reproduced, size not", 3)),
+        claim("e", "yes"),
+        claim("f", "inconclusive", ("open", 3)),
+        claim("g", "yes", ("inconclusive: two seeds", 2)),
+    ]
     assert scoreboard.by_schedule(moved + same) == moved
 
 

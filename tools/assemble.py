@@ -83,8 +83,8 @@ def write_rules(sources: Path, results: list[dict]) -> None:
 def write_front(sources: Path, results: list[dict], profile: str, runs_folder: str) -> None:
     """The generated parts of the first page and of the method."""
     asked = {page: set(first_page.NAMES) & set(experiments.recipes(page, profile)) for page in experiments.book()["pages"]}
-    page = max(asked, key=lambda page: len(asked[page]))
-    found = experiments.published(page, profile, runs_folder)
+    page = max(asked, key=lambda page: (len(asked[page]), -len(experiments.recipes(page, profile))))  # these and few others
+    found = schedules.leading(schedules.found(page, profile, runs_folder))
     longer = experiments.published(page, "paper") if "paper" in experiments.book()["profiles"] else {}
     for name, text in (first_page.pages(results, found, longer) | worked.pages(found)).items():
         (sources / name).write_text(text)

@@ -49,7 +49,8 @@ def answer(judged: Sequence[dict], but: str = "") -> str:
     known = [c for c in judged if c["answer"] and c["ours"] is not None]
     if not known:
         return ABSENT
-    caveat = [about_schedule(c) for c in known if not c["comparable"]][:1] + [but] * bool(but)
+    other = [c for c in known if not c["comparable"]]
+    caveat = [about_schedule(c, len(other) < len(known)) for c in other[:1]] + [but] * bool(but)
     parts = ["**Answer**", sentences(judged), f"**How sure?** {sure(known)}"]
     parts += [f"**Caveat.** {' '.join(caveat)}"] * bool(caveat)
     return '<div class="answer">\n\n' + "\n\n".join(parts) + "\n\n</div>\n"
@@ -126,11 +127,12 @@ def sure(known: Sequence[dict]) -> str:
     return told
 
 
-def about_schedule(c: dict) -> str:
-    """What the numbers may owe to other conditions than the paper's."""
+def about_schedule(c: dict, some: bool = False) -> str:
+    """What the numbers, or some of them, may owe to other conditions than the paper's."""
     if c["data"] != ["cifar10"]:
         return "Images, network and schedule are others than the paper's, so its numbers need not agree with ours."
+    what = "Part of this rests on" if some else "We have"
     return (
-        f"Our schedule is short ({c['schedule']}). The accuracy in CSG's paper points to 200 epochs with a learning rate that "
-        "drops in steps; directions may carry over, sizes need not."
+        f"{what} a short schedule ({c['schedule']}). The accuracy in CSG's paper points to 200 epochs with a learning rate "
+        "that drops in steps; directions may carry over, sizes need not."
     )

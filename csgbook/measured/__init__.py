@@ -73,7 +73,7 @@ def of(kind: str, run: Run) -> dict | None:
 
 def keep(kind: str, run: Run, found: dict) -> None:
     """Put what was found into the file, in place of an older entry of the run."""
-    here = provenance.here(torch.device("cpu"))
+    here = provenance.here(torch.device("cpu"), FOLDER / f"{kind}.json")
     stamp = {"model": weights(run)} | {name: here[name] for name in ("commit", "dirty", "hardware")}
     write(kind, dict(sorted((read(kind) | {run.recipe.name: stamp | found}).items())))
 

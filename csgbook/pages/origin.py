@@ -80,7 +80,9 @@ def shown(by_schedule: Sequence[Runs], drawn: Runs) -> str:
         return ""
     told = [schedule(next(run.recipe for group in runs.values() for run in group)) for runs in (drawn, *by_schedule)]
     others = " and ".join(words for words in told[1:] if words != told[0])
-    return f"\nFigures and tables show the networks after {told[0]}; the claims further down are also judged after {others}.\n"
+    return (
+        f"\n\nFigures and tables show the networks after {told[0]}; the claims further down are also judged after {others}.\n"
+    )
 
 
 def forms(group: list[Run]) -> str:

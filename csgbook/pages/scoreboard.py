@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from csgbook.claims import OURS
 from csgbook.embed import raw
+from csgbook.evidence.rules import SEEDS
 from csgbook.pages import drawings
 
 GROUPS = {"papers": "Claims of the papers", "book": "Questions of this book"}
@@ -51,8 +52,9 @@ def kind(verdict: str) -> str:
 
 
 def by_schedule(results: Sequence[dict]) -> list[dict]:
-    """The claims whose verdict is of another kind under another schedule."""
-    return [c for c in results if any(kind(other["verdict"]) != kind(c["verdict"]) for other in c["also"])]
+    """The claims whose verdict is of another kind under another schedule that has enough seeds to decide."""
+    decided = [(c, other) for c in results for other in c["also"] if min(c["n"], other["n"]) >= SEEDS]
+    return list({c["id"]: c for c, other in decided if kind(other["verdict"]) != kind(c["verdict"])}.values())
 
 
 def short(verdict: str) -> str:

@@ -11,8 +11,11 @@ from csglib.errors import printable
 from csglib.paths import ROOT
 
 
-def here(device: torch.device) -> dict:
-    """What makes something on this device now; commit and dirty are None outside of a clone."""
+def here(device: torch.device, written: Path | None = None) -> dict:
+    """What makes something on this device now; commit and dirty are None outside of a clone.
+
+    A file that a tool has `written` into before, one entry after another, does not make the code that writes it dirty.
+    """
 
     def git(*words: str) -> str | None:
         try:
@@ -29,10 +32,11 @@ def here(device: torch.device) -> dict:
             versions[name] = None
     top = git("rev-parse", "--show-toplevel")
     ours = top is not None and Path(top).resolve() == ROOT  # not a repository around an installed copy
-    status = git("status", "--porcelain", "--untracked-files=no")
+    beside = [f":(exclude,literal){written}"] if written is not None and written.is_relative_to(ROOT) else []
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", *beside)
     return {
         "commit": git("rev-parse", "HEAD") if ours else None,
-        "dirty": bool(status) if ours else None,
+        "dirty": bool(status) if ours and status is not None else None,
         "versions": versions,
         "hardware": {
             "processor": printable(processor()),
