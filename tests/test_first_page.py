@@ -252,7 +252,7 @@ def test_the_lines_of_a_network_are_as_strong_as_its_evidence(run):
 
 
 def test_the_first_page_includes_what_is_written_and_is_short(three, tmp_path):
-    written = {**first_page.pages(RESULTS, three, {}), **worked.pages(three)}
+    written = {**first_page.pages(RESULTS, three, {}), **worked.pages(three, three)}
     text = {name: (ROOT / "book" / f"{name}.md").read_text() for name in ("index", "method")}
     asked = re.findall(r"\{include\} (_\w+\.md)", text["index"] + text["method"])
     assert sorted(asked) == sorted(written)

@@ -84,9 +84,10 @@ def write_front(sources: Path, results: list[dict], profile: str, runs_folder: s
     """The generated parts of the first page and of the method."""
     asked = {page: set(first_page.NAMES) & set(experiments.recipes(page, profile)) for page in experiments.book()["pages"]}
     page = max(asked, key=lambda page: (len(asked[page]), -len(experiments.recipes(page, profile))))  # these and few others
-    found = schedules.leading(schedules.found(page, profile, runs_folder))
+    every = schedules.found(page, profile, runs_folder)
+    found = schedules.leading(every)
     longer = experiments.published(page, "paper") if "paper" in experiments.book()["profiles"] else {}
-    for name, text in (first_page.pages(results, found, longer) | worked.pages(found)).items():
+    for name, text in (first_page.pages(results, found, longer) | worked.pages(found, every[-1])).items():
         (sources / name).write_text(text)
 
 

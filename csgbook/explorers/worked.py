@@ -176,8 +176,11 @@ def sketch(drawing: str, caption: str) -> str:
     return f'<figure class="sketch">{drawing}<figcaption>{caption}</figcaption></figure>'
 
 
-def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
-    """The generated parts of the page of the method, by the name of the file that method.md includes."""
+def pages(runs: dict[str, list[Run]], short: dict[str, list[Run]]) -> dict[str, str]:
+    """The generated parts of the page of the method, by the name of the file that method.md includes.
+
+    The rhythm is that of a run from `short`, whose epochs are few enough to be told apart.
+    """
 
     def raw(markup: str) -> str:
         return f"```{{raw}} html\n{markup}\n```\n"
@@ -185,7 +188,7 @@ def pages(runs: dict[str, list[Run]]) -> dict[str, str]:
     three = {name: runs.get(name, []) for name in ("csg", "std", "matched")}
     mini = data.load("cifar10-mini").test
     pictures = drawings.faces(mini.images, mini.labels, len(data.CLASSES))
-    film = drawings.rhythm(three["csg"][0].history) if three["csg"] else ""
+    film = drawings.rhythm(short["csg"][0].history) if short.get("csg") else ""
     return {
         "_worked.md": raw(figure()),
         "_paths.md": raw(sketch(drawings.paths(pictures[2]), PATHS)),
