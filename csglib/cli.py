@@ -101,7 +101,7 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
         new, old = get_runs()
         print(f"runs: {new} fetched, {old} were here (in {PUBLISHED})")
         return
-    from csglib.data import DATASETS, in_files, load, own, refuse, streamed
+    from csglib.data import DATASETS, in_files, load, own, refuse, sized, streamed
     from csglib.data.released import RELEASES, Binary, get, verify
     from csglib.data.voc import get_voc
     from csglib.paths import folder
@@ -116,7 +116,7 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
             "image-net.org, unpack them into PATH/train and PATH/val, and name them imagenet:PATH"
         )
     release, kind = RELEASES.get(dataset), in_files(dataset)
-    if not release and not kind and not own(dataset) and dataset not in DATASETS:
+    if not release and not kind and not own(dataset) and not sized(dataset) and dataset not in DATASETS:
         refuse(dataset, *RELEASES, *(years if action == "get" else ()))
     if action == "get" and release:
         get(dataset)

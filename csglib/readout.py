@@ -20,7 +20,7 @@ class Readout:
     weight: Float[Tensor, "C K"]  # of the linear head
     bias: Float[Tensor, " C"]
     gate: Float[Tensor, "C K"] | None = None  # none for methods without
-    gates: Float[Tensor, "T C K"] | None = None  # the gate after each gated epoch, oldest first
+    gates: Float[Tensor, "T C K"] | None = None  # the gate after each gated epoch, oldest first; of large ones some
 
     def __post_init__(self):
         sizes = {

@@ -13,6 +13,7 @@ import torch
 
 from csglib import Problem, data, doctor, paths
 from csglib.data import released
+from csglib.recipe import Recipe
 from csglib.training import pace
 
 ALL = [*releases.BINARY, "tiny-imagenet"]
@@ -49,10 +50,47 @@ def test_the_sums_of_cifar100_come_from_a_list_whose_sums_of_cifar10_are_right(c
 @pytest.mark.parametrize("name", releases.BINARY)
 def test_sizes_and_digests_are_such_as_the_layout_gives(name):
     release, known = released.RELEASES[name], pace.KNOWN[name]
-    assert known[2:] == (release.side, release.classes)
+    assert known[2:] == (release.side, release.classes) and sum(known[:2]) == release.images
     a_label = 2 if name == "cifar100" else 1
     assert 0 <= release.archive.room - sum(known[:2]) * (3 * release.side**2 + a_label) < 4096
     assert {len(told) for told in (*release.sums.values(), release.archive.digest)} <= set(released.ALGORITHMS)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_a_release_is_brought_to_the_size_behind_its_name_as_pillow_does_it(size, here):
+    from PIL import Image
+
+    here("stl10")
+    large, sized = data.load("stl10"), data.load(f"stl10@{size}")
+    assert sized.train.images.shape == (10, 3, size, size) and torch.equal(sized.train.labels, large.train.labels)
+    assert sized.digest == large.digest and sized.name == f"stl10@{size}"
+    picture = Image.fromarray(large.test.images[3].permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+    difference = torch.from_numpy(np.array(picture)).permute(2, 0, 1).int() - sized.test.images[3].int()
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", ["8", "1024", "x", "-64", "6.5", "9999999999"])
+def test_a_size_that_cannot_be_is_refused_before_anything_is_read(size):
+    with pytest.raises(Problem, match=r"choose one from 16 to 512, as in stl10@224"):
+        data.load(f"stl10@{size}")
+
+
+def test_a_size_for_which_memory_is_too_small_is_refused(monkeypatch):
+    monkeypatch.setattr(released, "memory", lambda: 2**30)
+    with pytest.raises(Problem, match="cifar10@224 takes 8,613 MiB, and this machine has 1,024: choose a smaller size"):
+        data.load("cifar10@224")
+
+
+def test_the_sample_has_one_size():
+    with pytest.raises(Problem, match="unknown dataset 'cifar10-mini@64'"):
+        data.load("cifar10-mini@64")
+
+
+def test_a_prediction_knows_the_size(here):
+    assert pace.size(Recipe(dataset="stl10@224")) == pace.Size(5000, 8000, 224, 10)
 
 
 # Layouts

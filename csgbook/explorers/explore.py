@@ -24,6 +24,7 @@ from csglib.data.images import Images
 from csglib.errors import Problem
 from csglib.runs import Run
 from csglib.runs.inference import read_out
+from csglib.runs.packing import kept_gates
 
 BUDGET = 400_000  # bytes that an explorer may add to its page, gzipped
 SCRIPT = Path(__file__).with_name("explore.js")
@@ -139,6 +140,12 @@ class Explorer:
         return bundle(f"Explorer({self.title!r})", self)
 
 
+def images_told(run: Run) -> str:
+    """On how many test images the numbers are that are drawn of a run."""
+    n, N = len(run.sample.labels), run.provenance.get("test_images", 0)
+    return f"{n:,} test images" if n >= N else f"{n:,} of {N:,} test images"
+
+
 WAYS = ("mean activation", "head weight", "gate or matrix, where there is one")
 
 
@@ -155,27 +162,31 @@ def cut(networks: dict[str, list[Run]], classes: tuple[str, ...], title: str, st
         Control("right", "choice", "Right", names, start[1]),
         Control("by", "choice", "Kept first: the largest", WAYS, by),
     )
-    N, seeds = len(next(iter(networks.values()))[0].readout.labels), {len(runs) for runs in networks.values()}
+    seeds = {len(runs) for runs in networks.values()}
     told = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     caption = (
-        f"Accuracy on {N:,} test images, the mean over {told} seed{'s' * (max(seeds) > 1)} per network, bands from the lowest "
-        "to the highest; matrices of the first seed, filters sorted by class. Each filter's entries are divided by its "
-        "largest, so with ten classes every filter serves one of them at 10 %. Nothing is trained again."
+        f"Accuracy on {images_told(next(iter(networks.values()))[0])}, the mean over {told} seed{'s' * (max(seeds) > 1)} per "
+        "network, bands from the lowest to the highest; matrices of the first seed, filters sorted by class. Each filter's "
+        "entries are divided by its largest, so with ten classes every filter serves one of them at 10 %. Nothing is trained "
+        "again."
     )
     return Explorer(title, caption, "cut", controls, data)
 
 
 def cut_data(networks: dict[str, list[Run]], classes: tuple[str, ...]) -> dict:
     """For every network and every way to order its connections: the order, the entries, and the accuracy at each level."""
+    C, K = next(iter(networks.values()))[0].sample.weight.shape
+    if C * K > 1 << 16:
+        raise Problem(f"this explorer has room for 65,536 connections, not for {C:,} classes with {K:,} filters: leave it out")
     blocks: dict[str, list] = {name: [] for name in ("rank", "value", "order", "mean", "low", "high", "each")}
     for runs in networks.values():
         for way in range(len(WAYS)):
             matrices = [entries(run, way) for run in runs]
-            places = [ranks(M, by_activation(run.readout)) for M, run in zip(matrices, runs, strict=True)]
+            places = [ranks(M, by_activation(run.sample)) for M, run in zip(matrices, runs, strict=True)]
             counts = kept(LEVELS, places[0].numel())
-            seeds = [accuracies(run.readout, p, counts) for p, run in zip(places, runs, strict=True)]
+            seeds = [accuracies(run.sample, p, counts) for p, run in zip(places, runs, strict=True)]
             each = torch.stack(seeds)  # (seeds, L, C)
-            size = torch.bincount(runs[0].readout.labels, minlength=len(classes)).double()
+            size = torch.bincount(runs[0].sample.labels, minlength=len(classes)).double()
             overall = (each.nan_to_num() * size / size.sum()).sum(2)
             blocks["rank"].append(places[0].numpy().astype(np.uint16))
             blocks["value"].append((255 * matrices[0].clamp(0, 1)).round().numpy().astype(np.uint8))
@@ -197,7 +208,7 @@ def cut_data(networks: dict[str, list[Run]], classes: tuple[str, ...]) -> dict:
 
 def entries(run: Run, way: int) -> torch.Tensor:
     """The matrix that orders a run's connections, by the place of its name in WAYS."""
-    r = run.readout
+    r = run.sample
     if way == 2 and r.gate is not None:
         return r.gate / r.gate.amax(0).clamp(min=1e-12)
     return by_head(r) if way == 1 else by_activation(r)
@@ -207,8 +218,8 @@ def remove_classes(runs: dict[str, Run], classes: tuple[str, ...], n: int = 2000
     """Tick classes whose filters are switched off; a network without a gate owns filters by mean activation."""
     if len(classes) > 31:
         raise Problem(f"31 boxes can be ticked, not {len(classes)}: leave this explorer out")  # bits of a number in JavaScript
-    gates = {name: (run, metrics.own_filters(run.readout)) for name, run in runs.items()}
-    n = min(n, *(len(run.readout.labels) for run in runs.values()))
+    gates = {name: (run, metrics.own_filters(run.sample)) for name, run in runs.items()}
+    n = min(n, *(len(run.sample.labels) for run in runs.values()))
     first = min(3, len(classes) - 1)  # of CIFAR-10 the cat
     controls = (Control("removed", "checks", "Switch off the filters of", classes, 1 << first),)
     caption = (
@@ -223,7 +234,8 @@ def training_film(run: Run, classes: tuple[str, ...]) -> Explorer:
     gates, history = run.readout.gates, run.history
     if gates is None:
         raise Problem(f"{run.path} has no gates to show: choose a run of method csg")
-    seen = np.cumsum([row["path"] in ("gated", "joint") for row in history]) - 1
+    trained = np.cumsum([row["path"] in ("gated", "joint") for row in history])
+    seen = np.searchsorted(kept_gates(int(trained[-1]), gates[0].numel()), trained - 1, side="right") - 1
     order = gates[-1].argmax(0).argsort(stable=True)
     data = {
         "classes": list(classes),

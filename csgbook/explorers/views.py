@@ -22,10 +22,10 @@ def gated_data(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, .
     if len(classes) > 256:
         raise Problem(f"an explorer has room for 256 classes, not for {len(classes)}: leave it out")  # labels are bytes
     runs = list({id(run): run for run, _ in gates.values()}.values())
-    if any(not torch.equal(run.readout.labels, runs[0].readout.labels) for run in runs):
+    if any(not torch.equal(run.sample.labels, runs[0].sample.labels) for run in runs):
         raise Problem("the explorer's runs were read out on different images: choose runs of one data set")
     blocks: dict[str, list] = {name: [] for name in ("q", "head", "bias", "information")}
-    for r in (run.readout for run in runs):
+    for r in (run.sample for run in runs):
         step = r.features.amax(0).clamp(min=1e-12) / 255
         blocks["q"].append((r.features[:n] / step).round().clamp(0, 255).numpy().astype(np.uint8))
         blocks["head"].append((r.weight * step).numpy().astype(np.float32))  # acts on the integers
@@ -33,7 +33,7 @@ def gated_data(gates: dict[str, tuple[Run, torch.Tensor]], classes: tuple[str, .
         blocks["information"].append(metrics.information(r).numpy())
     return {name: np.stack(block) for name, block in blocks.items()} | {
         "classes": list(classes),
-        "labels": runs[0].readout.labels[:n].numpy().astype(np.uint8),
+        "labels": runs[0].sample.labels[:n].numpy().astype(np.uint8),
         "order": [gate.argmax(0).argsort(stable=True).tolist() for _, gate in gates.values()],  # filters, sorted by class
         "gate": np.stack([gate.numpy().astype(np.float32) for _, gate in gates.values()]),
         "run": [next(j for j, other in enumerate(runs) if other is run) for run, _ in gates.values()],

@@ -5,6 +5,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,10 +51,11 @@ class Machines:
 def tasks() -> list[Task]:
     """The two that the paper trained and this book could not: ImageNet with ResNet-18, VOC's animals with ResNet-152.
 
-    ImageNet's recipe is not known from the paper; 90 epochs of 256 images are torchvision's reference for ResNets.  VOC's is
-    that of the profile paper; its 5,344 animals of VOC 2010 less 1,700 for validation are the counts of the paper's code.
+    The recipes are those of the profile paper.  ImageNet's is not known from the paper: 90 epochs of 256 images are
+    torchvision's reference for ResNets.  VOC's 5,344 animals of VOC 2010 less 1,700 for validation are the counts of the
+    paper's code.
     """
-    imagenet = Recipe(dataset="imagenet", net="resnet18@layer4", epochs=90, batch_size=256, lr=0.1, precision="bfloat16")
+    imagenet = experiments.recipes("table1", "paper")["imagenet-csg"][0]
     voc = experiments.recipes("localisation", "paper")["animals-csg"][0]
     return [
         Task("ImageNet, ResNet-18, 224 px", imagenet, 1_281_167, 1000, 224, False),
@@ -139,8 +141,13 @@ def exchange(size: int, gpus: int, machines: Machines) -> float:
     return inside + 2 * (nodes - 1) / nodes * size / inner / machines.between
 
 
-def rows(gpus: tuple[int, ...] = (1, 8, 64), price: float | None = None, machines: Machines | None = None) -> list[dict]:
-    """One row a task and number of GPUs; where a value has two numbers, they are its lowest and highest.
+def rows(
+    gpus: tuple[int, ...] = (1, 8, 64),
+    price: float | None = None,
+    machines: Machines | None = None,
+    asked: Sequence[Task] | None = None,
+) -> list[dict]:
+    """One row a task, of those asked for or all, and number of GPUs; two numbers in a value are its lowest and highest.
 
     `price` is of a GPU-hour in any currency; without it there are no costs.
 
@@ -167,7 +174,7 @@ def rows(gpus: tuple[int, ...] = (1, 8, 64), price: float | None = None, machine
         raise Problem(f"a GPU-hour cannot cost {price:g}: give a number, or leave it out")
     decoded = on_a_processor()["decoded_per_core"]
     table = []
-    for task in tasks():
+    for task in tasks() if asked is None else asked:
         cost, share = counted(task), gate_ratio(task)
         slow, fast, basis = speed(task, cost["operations"], machines)
         for n in gpus:
@@ -202,18 +209,21 @@ def rows(gpus: tuple[int, ...] = (1, 8, 64), price: float | None = None, machine
     return table
 
 
+def span(values: tuple[float, float] | None) -> str:
+    """The lowest and the highest value, in words."""
+    if values is None:
+        return "–"
+    return " to ".join(dict.fromkeys(f"{v:,.0f}" if v >= 100 else f"{v:.2g}" for v in values))
+
+
+def time(hours: tuple[float, float]) -> str:
+    """The shortest and the longest time, in a unit in which they can be read."""
+    unit, size = next((u, s) for u, s in (("h", 1), ("min", 60), ("s", 3600)) if hours[1] * s >= 2 or u == "s")
+    return f"{span(tuple(h * size for h in hours))} {unit}"
+
+
 def table(price: float | None = None) -> Markdown:
     """The rows as the page shows them; how a time was come by stands in each."""
-
-    def span(values: tuple[float, float] | None) -> str:
-        if values is None:
-            return "–"
-        texts = list(dict.fromkeys(f"{v:,.0f}" if v >= 100 else f"{v:.2g}" for v in values))
-        return " to ".join(texts)
-
-    def time(hours: tuple[float, float]) -> str:
-        unit, size = next((u, s) for u, s in (("h", 1), ("min", 60), ("s", 3600)) if hours[1] * s >= 2 or u == "s")
-        return f"{span(tuple(h * size for h in hours))} {unit}"
 
     shown = [
         {

@@ -1,9 +1,10 @@
 """The data sets as uint8 pictures, which live on the device or are read from their files; augmented on the device, verified.
 
-`cifar10`, `cifar100` and `stl10` are the official binary releases (released.py); `cifar10-mini` is the sample of 2,000 + 1,000
-images of the first in this repository.  `voc:PATH` are the objects of a folder in PASCAL VOC's layout, one an image
-(objects.py); `folder:PATH` is any tree of pictures with one subfolder a class (folders.py); `imagenet:PATH` and `tiny-imagenet`
-are those two as released (imagenet.py).  pictures.py says what may follow a PATH; streamed.py reads what memory cannot hold.
+`cifar10`, `cifar100` and `stl10` are the official binary releases (released.py), in another size where one is named, as in
+`stl10@224`; `cifar10-mini` is the sample of 2,000 + 1,000 images of the first in this repository.  `voc:PATH` are the objects
+of a folder in PASCAL VOC's layout, one an image (objects.py); `folder:PATH` is any tree of pictures with one subfolder a class
+(folders.py); `imagenet:PATH` and `tiny-imagenet` are those two as released (imagenet.py).  pictures.py says what may follow a
+PATH; streamed.py reads what memory cannot hold.
 """
 
 import dataclasses
@@ -14,13 +15,13 @@ from csglib.data import folders, imagenet, objects, released
 from csglib.data.cifar10 import CLASSES, load_cifar10_mini
 from csglib.data.images import Dataset, Images, augment, batches, draw, to_float
 from csglib.data.pictures import asked
-from csglib.data.released import get, verify
+from csglib.data.released import get, sized, verify
 from csglib.data.streamed import AUTO, Crop, Reading
 from csglib.errors import Problem
 from csglib.recipe import Recipe
 
 __all__ = ["CLASSES", "Dataset", "Images", "augment", "batches", "draw", "to_float"]
-__all__ += ["at_hand", "get", "load", "of", "present", "refuse", "verify"]
+__all__ += ["at_hand", "get", "load", "of", "present", "refuse", "sized", "verify"]
 
 DATASETS = {
     "cifar10": partial(released.load, "cifar10"),
@@ -38,7 +39,8 @@ def load(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
     """A data set by name, its files verified.
 
     Args:
-        name: cifar10, cifar10-mini, cifar100, stl10, tiny-imagenet, or folder:PATH, voc:PATH, imagenet:PATH with their options.
+        name: cifar10, cifar10-mini, cifar100, stl10 (or stl10@224), tiny-imagenet, or folder:PATH, voc:PATH, imagenet:PATH with
+            their options.
         crop: How training pictures will be cropped, which decides what is read of them.
         reading: Whether pictures in files are held in memory.
 
@@ -47,12 +49,14 @@ def load(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
     """
     if kind := in_files(name):
         return IN_FILES[kind](name, crop, reading)
-    if not own(name) and name not in DATASETS:
+    if not own(name) and name not in DATASETS and not sized(name):
         refuse(name)
     if crop != "border" or reading.where == "streamed":
         what = "--crop resized" if crop != "border" else "--read streamed"
         raise Problem(f"{what} is for pictures in files, {', '.join(IN_FILES)}, and {name} has none: leave it out")
-    return OWN[name.partition(":")[0]](name) if own(name) else DATASETS[name]()
+    if own(name):
+        return OWN[name.partition(":")[0]](name)
+    return DATASETS[name]() if name in DATASETS else released.load(name)
 
 
 def in_files(name: str) -> str | None:

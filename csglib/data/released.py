@@ -4,12 +4,14 @@
     cifar100   50,000 + 10,000 images of 32 x 32 pixels, 100 classes, the fine ones
     stl10       5,000 +  8,000 images of 96 x 96 pixels, 10 classes; its 100,000 images without a label are not read
 
-Every file is compared with its digest, and none holds a pickle.
+A size may follow, as in `stl10@224`: all images are then brought to it.  Every file is compared with its digest, and none
+holds a pickle.
 """
 
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +25,10 @@ from csglib.data import download
 from csglib.data.cifar10 import CLASSES
 from csglib.data.download import ALGORITHMS, Archive
 from csglib.data.images import Dataset, Images
-from csglib.data.pictures import plain
+from csglib.data.pictures import SIZES, plain
+from csglib.data.streamed import memory
 from csglib.errors import Problem, check_name
-from csglib.files import KIB, read_text
+from csglib.files import KIB, MIB, read_text, short
 from csglib.paths import digest, folder
 
 Pixels = UInt8[np.ndarray, "N 3 S S"]
@@ -70,6 +73,7 @@ class Binary(Release):
     classes: int = 10
     names: str | tuple[str, ...] = ()  # of the classes, or the file that lists them
     side: int = 32
+    images: int = 60_000  # to train and to test
     read: Callable[[list[Path], int], tuple[Pixels, Labels]] = partial(records, label_bytes=1)
 
     @property
@@ -128,6 +132,7 @@ STL10 = Binary(  # torchvision.datasets.STL10; the archive's size: tensorflow/da
     test={"test_X.bin": "7f263ba9f9e0b06b93213547f721ac82", "test_y.bin": "36f9794fa4beb8a2c72628de14fa638e"},
     names="class_names.txt",
     side=96,
+    images=13_000,
     read=columns,
 )
 # Address and md5: Avalanche, avalanche/benchmarks/datasets/tiny_imagenet; with that md5 others name this size.
@@ -220,11 +225,32 @@ def read_names(release: Binary, where: Path, remedy: str) -> tuple[str, ...]:
     return found
 
 
+def sized(name: str) -> bool:
+    """Whether a name is that of a binary release with a size behind it."""
+    called, at, _ = name.partition("@")
+    return bool(at) and isinstance(RELEASES.get(called), Binary)
+
+
+def side_of(name: str, size: str) -> int:
+    """The side that is asked for; Problem where it is none, or all images of that size are more than memory holds."""
+    if not re.fullmatch(r"[0-9]{1,9}", size) or not SIZES[0] <= int(size) <= SIZES[1]:
+        raise Problem(f"{name} asks for a size of {short(size)}: choose one from {SIZES[0]} to {SIZES[1]}, as in stl10@224")
+    room = 3 * int(size) ** 2 * RELEASES[name.partition("@")[0]].images
+    if room > (there := memory()):
+        raise Problem(f"{name} takes {room / MIB:,.0f} MiB, and this machine has {there / MIB:,.0f}: choose a smaller size")
+    return int(size)
+
+
 def load(name: str) -> Dataset:
-    """A binary release, verified.  Raises Problem where a file is missing or altered, or has a label of no class."""
-    checked, release = verify(name), RELEASES[name]
+    """A binary release, verified.
+
+    Raises Problem where a file is missing or altered or has a label of no class, or the size behind the name cannot be.
+    """
+    called, _, size = name.partition("@")
+    side = side_of(name, size) if size else RELEASES[called].side
+    checked, release = verify(called), RELEASES[called]
     where = folder() / release.folder
-    remedy = remedy_of(name, where)
+    remedy = remedy_of(called, where)
 
     def read(files: dict[str, str]) -> Images:
         paths = [where / file for file in files]
@@ -237,6 +263,11 @@ def load(name: str) -> Dataset:
                 f"{len(labels):,} labels for {len(pixels):,} images, {outside:,} of them of none of {release.classes} classes"
             )
             raise Problem(f"{paths[-1]} has {told}: {remedy}")
-        return Images(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels.astype(np.int64)))
+        images = torch.from_numpy(np.ascontiguousarray(pixels))
+        if side != release.side:
+            from torchvision.transforms.v2.functional import resize  # takes a second to import
+
+            images = torch.cat([resize(part, [side, side]) for part in images.split(1000)])  # bilinear, antialiased
+        return Images(images, torch.from_numpy(labels.astype(np.int64)))
 
     return Dataset(name, read_names(release, where, remedy), read(release.train), read(release.test), checked)

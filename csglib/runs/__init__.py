@@ -3,7 +3,8 @@
 A run folder holds recipe.json, history.jsonl, model.safetensors, readout.safetensors, metrics.json and provenance.json, which
 is written last and carries the sha256 of the others.  It appears whole or not at all: a run in training lives beside its
 place in a folder of the same name with `.part` added.  A run may be published without its weights and readout: then its
-provenance says so under `left_out`, and keeps their sha256.
+provenance says so under `left_out`, and keeps their sha256.  Where a release of the project holds them, `released` names its
+file; and the readout of some images may stay, in sample.safetensors.
 """
 
 import dataclasses
@@ -51,8 +52,9 @@ class Run:
     def needed(self, name: str) -> Path:
         """A file's place; refuses one that the run was published without."""
         if name in self.left_out and not (self.path / name).exists():
+            fetch = "fetch them with `csglib data get runs`, or " if "released" in self.provenance else ""
             raise Problem(
-                f"{self.path} was published without {' and '.join(self.left_out)}: train it again with "
+                f"{self.path} was published without {' and '.join(self.left_out)}: {fetch}train it again with "
                 f"`csglib train {self.recipe.flags} --out build/{self.recipe.name}`"
             )
         return self.path / name
@@ -72,6 +74,14 @@ class Run:
             if not torch.equal(stored[name], self.weights.get(f"head.{name}", torch.empty(0))):
                 raise Damaged(f"{path} is not of the weights in {self.path / 'model.safetensors'}: {AGAIN}")
         return unpack(stored)
+
+    @cached_property
+    def sample(self) -> Readout:
+        """What is drawn from: the readout, or where that was left out its part of some images, if that stayed."""
+        path = self.path / schema.SAMPLE
+        if (self.path / "readout.safetensors").exists() or not path.exists():
+            return self.readout
+        return unpack(schema.check_readout(read_tensors(path, AGAIN, schema.LIMITS[path.name]), path, AGAIN))
 
     @property
     def gate(self) -> Float[Tensor, "C K"] | None:
@@ -123,9 +133,11 @@ def read(path: Path | str) -> Run:
         raise Problem(f"{path} has run format {claimed.get('format')!r:.40}, this csglib reads {FORMAT}: train the run again")
     provenance = read_json(path / "provenance.json", AGAIN, schema.PROVENANCE)
     left = provenance.get("left_out", [])
-    for name in FILES:
-        if name in left and not (path / name).exists():
+    for name in (*FILES, schema.SAMPLE):
+        if (name in left or name == schema.SAMPLE) and not (path / name).exists():
             continue
+        if name not in provenance["sha256"]:
+            raise Damaged(f"{path / name} is none of the files that provenance.json names: remove it")
         check_size(path / name, schema.LIMITS[name], AGAIN)
         if digest(path / name) != provenance["sha256"][name]:
             raise Damaged(f"{path / name} was altered after the run (its sha256 differs): {AGAIN}")

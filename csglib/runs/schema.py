@@ -15,10 +15,12 @@ LIMITS = {  # bytes, so that none takes 2 GB when it is opened; a ResNet-20 on C
     "history.jsonl": MIB,
     "model.safetensors": 480 * MIB,
     "readout.safetensors": 256 * MIB,
+    "sample.safetensors": 16 * MIB,
     "metrics.json": 64 * KIB,
     "provenance.json": 64 * KIB,
 }
 HEAVY = ("model.safetensors", "readout.safetensors")  # what a run may be published without
+SAMPLE = "sample.safetensors"  # the readout of some images, which then may stay
 
 # These strings reach pages and shells: nothing that opens a tag, a code span, a link or a command.
 PLAIN = {"type": ["string", "null"], "pattern": r"^[\w .,:;()@/+-]*\Z", "maxLength": 200}
@@ -56,9 +58,10 @@ PROVENANCE = record(
         "format": {"type": "integer"},
         "left_out": {"type": "array", "items": {"enum": list(HEAVY)}, "minItems": 1, "uniqueItems": True},
         "test_images": WHOLE,  # where the readout that would tell is left out
-        "sha256": record(dict.fromkeys([name for name in LIMITS if name != "provenance.json"], SHA256)),
+        "released": record({"file": {"type": "string", "pattern": r"^[\w.-]+\.zip\Z"}, "bytes": WHOLE, "sha256": SHA256}),
+        "sha256": record(dict.fromkeys([name for name in LIMITS if name != "provenance.json"], SHA256), optional=(SAMPLE,)),
     },
-    optional=("side_by_side", "left_out", "test_images"),
+    optional=("side_by_side", "left_out", "test_images", "released"),
     rest=PLAIN,
 )
 BALANCED = ("mis_balanced", "mis_balanced_null")  # with more than ten classes

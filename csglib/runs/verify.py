@@ -12,7 +12,7 @@ from csglib.analysis.information import entropy
 from csglib.data.images import Images
 from csglib.errors import Damaged, Problem
 from csglib.paths import ROOT
-from csglib.runs import AGAIN, Run, inference
+from csglib.runs import AGAIN, Run, inference, schema
 
 TOLERANCE = 0.02  # of the features' largest span; measured 1.5e-5 on the processors that trained, TF32 takes 1e-3
 
@@ -31,7 +31,7 @@ def verify(run: Run) -> str:
             readout's, or whose readout is not its weights'.
     """
     check_history(run)
-    if run.left_out:
+    if any(not (run.path / name).exists() for name in run.left_out):
         return check_counts(run)
     told = ["digests", "finite weights", "history", "metrics", *check_metrics(run)]
     N, known = len(run.readout.labels), images_of(run)
@@ -62,7 +62,18 @@ def check_counts(run: Run) -> str:
         )
     check_drift(run, N)
     left = " and ".join(run.left_out)
-    return f"verified: digests, history, accuracies as numbers of {N:,} test images; {left} left out, so nothing recomputed"
+    kept = f"; {check_sample(run)}" if (run.path / schema.SAMPLE).exists() else ""
+    told = f"accuracies as numbers of {N:,} test images; {left} left out, so nothing recomputed{kept}"
+    return f"verified: digests, history, {told}"
+
+
+def check_sample(run: Run) -> str:
+    """How many images' readout stayed.  Raises Damaged where its accuracy is not that of the whole, within five deviations."""
+    n, told = len(run.sample.labels), run.metrics["accuracy"]
+    here = metrics.accuracy(run.sample.logits, run.sample.labels)
+    if abs(here - told) > 5 * (told * (1 - told) / n) ** 0.5 + 1 / n:
+        raise Damaged(f"{run.path / schema.SAMPLE} has accuracy {here:.4f} where metrics.json says {told:.4f}: {AGAIN}")
+    return f"of {n:,} images the readout stayed, with accuracy {here:.4f}"
 
 
 def check_drift(run: Run, N: int) -> None:

@@ -56,10 +56,11 @@ def size_of(dataset: Dataset) -> Size:
 
 
 def size(recipe: Recipe) -> Size:
-    if recipe.dataset in KNOWN:
-        train, test, pixels, classes = KNOWN[recipe.dataset]
+    called, _, side = recipe.dataset.partition("@")
+    if called in KNOWN:
+        train, test, pixels, classes = KNOWN[called]
         n = recipe.holdout
-        return Size(train - n, n or test, pixels, classes)
+        return Size(train - n, n or test, int(side) if side.isdecimal() else pixels, classes)
     whole = in_files(recipe.dataset) not in (None, "folder")  # where listing the files is enough
     return size_of(load(recipe, Reading("streamed") if whole else AUTO))
 
