@@ -16,6 +16,7 @@ from csgbook.explorers import explore, views
 from csgbook.explorers.explore import Control
 from csglib import Problem, data
 from csglib.analysis import metrics
+from csglib.readout import Readout
 
 
 @pytest.fixture(scope="module")
@@ -383,3 +384,62 @@ def test_a_browser_without_a_canvas_gets_a_sentence_and_keeps_the_figure(browser
     assert "which this browser lacks" in browser.find_element("css selector", ".csg-note").text
     assert not browser.find_element("css selector", ".csg-controls").is_displayed()
     assert browser.find_element("css selector", ".csg-matrix img").is_displayed()
+
+
+# Many classes
+
+
+@pytest.fixture
+def many(run):
+    """many(C): a run's stand-in that classifies images into C classes."""
+
+    def stand_in(C: int):
+        g, r = torch.Generator().manual_seed(0), run.readout
+        K = r.weight.shape[1]
+        readout = Readout(
+            features=torch.rand(4 * C, K, generator=g),
+            labels=torch.arange(4 * C) % C,
+            weight=torch.randn(C, K, generator=g),
+            bias=torch.zeros(C),
+            gate=torch.nn.functional.one_hot(torch.arange(K) % C, C).T.float(),
+        )
+        copy = dataclasses.replace(run)
+        object.__setattr__(copy, "readout", readout)
+        return copy, tuple(f"class {c}" for c in range(C))
+
+    return stand_in
+
+
+def test_of_many_classes_one_is_chosen_every_third_row_is_named_and_the_table_scrolls(many):
+    run, classes = many(100)
+    e = explore.remove_classes({"a": run}, classes, n=400)
+    (control,) = e.controls
+    assert (control.kind, control.start, len(control.levels)) == ("choice", 3, 100)
+    shown = e.view({"removed": 42})
+    assert shown["told"] == "Filters switched off: a 1." and 'csg-scroll csg-long"' in e.to_html()
+    told = explore.cut({"a": [run]}, classes, "Cut", (0, 0)).to_html()
+    assert re.findall(r"<span>(class \d+)</span>", told)[:34] == [f"class {c}" for c in range(0, 100, 3)]
+
+
+def test_more_classes_than_a_byte_counts_are_refused_in_one_sentence(many):
+    run, classes = many(300)
+    with pytest.raises(Problem, match="room for 256 classes, not for 300: leave it out"):
+        explore.remove_classes({"a": run}, classes)
+
+
+@pytest.mark.browser
+def test_with_many_classes_too_a_page_shows_pythons_numbers(many, browser, tmp_path):
+    from selenium.webdriver import Keys
+
+    run, classes = many(100)
+    e = explore.remove_classes({"a": run}, classes, n=400)
+    page = tmp_path / "page.html"
+    page.write_text(e.to_html())
+    browser.get(page.as_uri())
+    root = browser.find_element("css selector", ".csg-explorer")
+    assert shown(browser, root) == expected(e, {"removed": 3})
+    for key, place in ((Keys.HOME, 0), (Keys.ARROW_DOWN, 1), (Keys.END, 99)):
+        root.find_element("css selector", "select").send_keys(key)
+        assert shown(browser, root) == expected(e, {"removed": place})
+    table = root.find_element("css selector", ".csg-scroll")
+    assert table.size["height"] < 600 < browser.execute_script("return arguments[0].scrollHeight", table)

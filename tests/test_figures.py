@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -5,6 +8,7 @@ from matplotlib import pyplot as plt
 from csgbook.pages import figures
 from csglib import data
 from csglib.analysis import metrics
+from csglib.readout import Readout
 
 
 @pytest.mark.slow
@@ -56,3 +60,83 @@ def test_the_heat_map_of_removals_shows_the_numbers(run):
     accuracies = metrics.removal(run.readout, metrics.cluster(run.readout.gate))
     image = figures.removals({"own": accuracies}, data.CLASSES).axes[0].images[0]
     assert (image.get_array() == accuracies.numpy()).all()
+
+
+# Many classes
+
+
+@pytest.fixture
+def many(run, bare):
+    """many(C, K): stand-ins with and without a gate, of C classes and K filters."""
+
+    def pair(C: int, K: int):
+        g, found = torch.Generator().manual_seed(0), {}
+        for name, gated in (("CSG", True), ("STD", False)):
+            G = torch.nn.functional.one_hot(torch.arange(K) % C, C).T.float()
+            readout = Readout(
+                features=torch.rand(4 * C, K, generator=g),
+                labels=torch.arange(4 * C) % C,
+                weight=torch.randn(C, K, generator=g),
+                bias=torch.zeros(C),
+                gate=G if gated else None,
+            )
+            found[name] = dataclasses.replace(run)
+            object.__setattr__(found[name], "readout", readout)
+        return found, tuple(f"a rather long name of class {c}" for c in range(C))
+
+    return pair
+
+
+def overlapping(figure) -> list[tuple[str, str]]:
+    """Neighbouring names along an axis that lie on each other."""
+    figure.canvas.draw()
+    found = []
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            texts = [(t.get_text(), t.get_window_extent()) for t in axis.get_ticklabels() if t.get_text() and t.get_visible()]
+            found += [(a, b) for (a, x), (b, y) in itertools.pairwise(texts) if x.overlaps(y)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("C, K", [(100, 64), (200, 512)])
+def test_names_of_many_classes_are_thinned_so_that_none_lies_on_another(C, K, many):
+    pair, classes = many(C, K)
+    csg = pair["CSG"]
+    accuracies = {name: torch.rand(C, C) for name in pair}
+    for figure in (
+        figures.gate(csg, classes),
+        figures.gate_film(csg.readout.gate[None], classes),
+        figures.removals(accuracies, classes),
+        figures.confusions(pair, torch.tensor([1, 2]), classes),
+        figures.centres(pair, classes),
+        figures.owned(groups(pair), classes),
+    ):
+        assert overlapping(figure) == []
+        named = [t.get_text() for ax in figure.axes for t in ax.get_yticklabels() + ax.get_xticklabels()]
+        assert sum("rather long" in text for text in named) >= 10 and max(map(len, named)) <= 18
+
+
+def test_ten_of_many_classes_have_colours_and_the_others_one(many):
+    pair, classes = many(40, 64)
+    told = [t.get_text() for t in figures.clusters({"CSG": pair["CSG"]}, classes, n=60).legends[0].get_texts()]
+    assert told[0] == "other classes" and len(told) == 11
+
+
+@pytest.mark.parametrize("R, K", [(3, 5), (500, 500), (501, 499), (1000, 512), (1203, 7)])
+def test_no_entry_of_a_large_matrix_is_lost(R, K):
+    values = torch.zeros(R, K)
+    at = torch.randperm(R * K, generator=torch.Generator().manual_seed(0))[:7]
+    values.view(-1)[at] = torch.linspace(0.3, 0.9, 7)
+    _, ax = plt.subplots()
+    image = figures.draw_matrix(ax, values)
+    plt.close()
+    pixels = torch.tensor(image.get_array().data)
+    assert max(pixels.shape) <= 500 and pixels.max() == values.max()
+    rows, columns = (-(-n // m) for n, m in zip((R, K), pixels.shape, strict=True))
+    for i in at.tolist():
+        assert pixels[i // K // rows, i % K // columns] >= values.view(-1)[i]
+    assert image.get_extent() == [-0.5, K - 0.5, R - 0.5, -0.5]
+    assert [t.get_text() for t in ax.texts] == (
+        [] if (R, K) in ((3, 5), (500, 500)) else [f"a cell: the largest of {rows} x {columns}"]
+    )

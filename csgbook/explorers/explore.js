@@ -86,7 +86,8 @@ window.csgExplore = function (root) {
       };
     },
     removal(state) {
-      const K = data.q.shape[2], y = data.labels.values, off = classes.map((_, c) => Boolean((state.removed >> c) & 1));
+      const K = data.q.shape[2], y = data.labels.values;
+      const off = classes.map((_, c) => data.boxes ? Boolean((state.removed >> c) & 1) : c === state.removed);
       const numbers = [], told = [], columns = [];
       data.networks.forEach((name, i) => {
         const G = data.gate.at(i), lost = Array.from({ length: K }, (_, k) => classes.some((_, c) => off[c] && G[c * K + k] > 0));

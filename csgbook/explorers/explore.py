@@ -26,6 +26,7 @@ from csglib.runs import Run
 from csglib.runs.inference import read_out
 from csglib.runs.packing import kept_gates
 
+BOXES = 31  # that can be ticked: bits of a number in JavaScript
 BUDGET = 400_000  # bytes that an explorer may add to its page, gzipped
 SCRIPT = Path(__file__).with_name("explore.js")
 STYLE = Path(__file__).with_name("explore.css")
@@ -215,18 +216,21 @@ def entries(run: Run, way: int) -> torch.Tensor:
 
 
 def remove_classes(runs: dict[str, Run], classes: tuple[str, ...], n: int = 2000) -> Explorer:
-    """Tick classes whose filters are switched off; a network without a gate owns filters by mean activation."""
-    if len(classes) > 31:
-        raise Problem(f"31 boxes can be ticked, not {len(classes)}: leave this explorer out")  # bits of a number in JavaScript
+    """Tick classes whose filters are switched off, or of many classes choose one.
+
+    A network without a gate owns filters by mean activation.
+    """
     gates = {name: (run, metrics.own_filters(run.sample)) for name, run in runs.items()}
     n = min(n, *(len(run.sample.labels) for run in runs.values()))
-    first = min(3, len(classes) - 1)  # of CIFAR-10 the cat
-    controls = (Control("removed", "checks", "Switch off the filters of", classes, 1 << first),)
+    first, boxes = min(3, len(classes) - 1), len(classes) <= BOXES  # of CIFAR-10 the cat
+    kind, start = ("checks", 1 << first) if boxes else ("choice", first)
+    controls = (Control("removed", kind, "Switch off the filters of", classes, start),)
     caption = (
         f"Accuracy on {n:,} test images, per true class, and the class that its images are most often taken for instead. A "
         "filter belongs to the class of its gate; without a gate, to the class that excites it most."
     )
-    return Explorer("Remove classes", caption, "removal", controls, gated_data(gates, classes, n) | {"networks": list(runs)})
+    data = gated_data(gates, classes, n) | {"networks": list(runs), "boxes": boxes}
+    return Explorer("Remove classes", caption, "removal", controls, data)
 
 
 def training_film(run: Run, classes: tuple[str, ...]) -> Explorer:

@@ -13,6 +13,8 @@ import numpy as np
 from csgbook.embed import heat_map
 from csgbook.explorers.views import fixed
 
+ROWS = 40  # of a matrix that are named: of more rows every second, third, ... is, and each takes less room
+
 
 def packed(value):
     """Arrays as base64, all else as it is."""
@@ -71,7 +73,8 @@ def render(view: dict) -> str:
         )
         wide = " csg-wide" if len(table["head"]) > 6 else ""
         parts.append(
-            f'<div class="csg-scroll" tabindex="0" role="group" aria-label="Table, scrolls sideways">'
+            f'<div class="csg-scroll{" csg-long" * (len(table["rows"]) > ROWS)}" tabindex="0" role="group" '
+            f'aria-label="Table, scrolls">'
             f'<table class="csg-table{wide}">'
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
@@ -90,7 +93,8 @@ def thumb(view: dict, j: int, name: str) -> str:
 
 
 def matrix_html(m: dict) -> str:
-    labels = "".join(f"<span>{html.escape(row)}</span>" for row in m["rows"])
+    step = -(-len(m["rows"]) // ROWS)
+    labels = "".join(f"<span>{html.escape(row)}</span>" for row in m["rows"][::step])
     title, (R, K) = html.escape(m["title"]), m["values"].shape
     return (
         f'<div class="csg-panel"><p class="csg-title">{title}</p><div class="csg-matrix"><div aria-hidden="true">{labels}</div>'

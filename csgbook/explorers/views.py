@@ -111,7 +111,7 @@ def removal_view(data: dict, state: dict[str, int]) -> dict:
     """Every network without the filters of the chosen classes, side by side."""
     classes, y = data["classes"], data["labels"]
     C = len(classes)
-    off = np.array([bool(state["removed"] >> c & 1) for c in range(C)])
+    off = np.array([bool(state["removed"] >> c & 1) if data["boxes"] else c == state["removed"] for c in range(C)])
     numbers, columns, told = [], [], []
     for i, name in enumerate(data["networks"]):
         j = data["run"][i]

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -28,6 +29,8 @@ COLOURS = {  # of a network, the same in every figure and on the first page
     "csg-joint": "#56b4e9", "fixed": "#000000", "picnn-random": "#e69f00",
     "alternating": BLUE, "joint": ORANGE,
 }  # fmt: skip
+CELLS = 500  # of a matrix, in each direction: a page has about two pixels for one
+NAMED = 20  # classes along an axis
 STYLE = {
     "figure.dpi": 200,  # twice what a page shows, for sharp screens
     "font.size": 9,
@@ -80,14 +83,35 @@ def gate_film(gates: Float[Tensor, "T C K"], classes: tuple[str, ...], shown: in
 
 def draw_gate(ax, gate: Float[Tensor, "C K"], classes: tuple[str, ...]):
     im = draw_matrix(ax, gate)
-    ax.set_yticks(range(len(classes)), classes, fontsize=6)
+    name_classes(ax.yaxis, classes)
     return im
 
 
 def draw_matrix(ax, values: Float[Tensor, "R K"], top: float = 1.0):
-    im = ax.imshow(values.numpy(), vmin=0, vmax=top, cmap="Blues", aspect="auto", interpolation="none")
+    """A cell an entry; of a matrix with more entries than a page has room for, a cell is the largest of a block of them."""
+    R, K = values.shape
+    block = -(-R // CELLS), -(-K // CELLS)
+    if max(block) > 1:
+        values = F.max_pool2d(values.nan_to_num()[None], block, ceil_mode=True)[0]
+        told = f"a cell: the largest of {block[0]} x {block[1]}"
+        ax.text(0.99, 0.97, told, fontsize=5, ha="right", va="top", transform=ax.transAxes)
+    shown = {"vmin": 0, "vmax": top, "cmap": "Blues", "aspect": "auto", "interpolation": "none"}
+    im = ax.imshow(values.numpy(), extent=(-0.5, K - 0.5, R - 0.5, -0.5), **shown)
     ax.tick_params(length=0)
     return im
+
+
+def name_classes(axis: Axis, classes: tuple[str, ...], fontsize: int = 6, **style) -> None:
+    """Name classes along an axis: each, or of more than NAMED ten at equal distances."""
+    if len(classes) <= NAMED:
+        axis.set_ticks(range(len(classes)), classes, fontsize=fontsize, **style)
+        return
+    places = np.linspace(0, len(classes) - 1, 10).round().astype(int)
+    axis.set_ticks(places, [cut(classes[c]) for c in places], fontsize=fontsize, **style)
+
+
+def cut(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 @styled
@@ -98,8 +122,9 @@ def gate(run: Run, classes: tuple[str, ...]) -> Figure:
     owned = np.bincount(G.argmax(0), minlength=len(classes))
     fig, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.3), width_ratios=(4, 1), sharey=True, layout="constrained")
     draw_gate(left, G[:, order], classes)
-    left.set(xlabel="filter, sorted by class", title=f"gate, density {G.mean():.3f}")
-    right.barh(range(len(classes)), owned, color=BLUE)
+    left.set_title(f"gate, density {G.mean():.3f}", loc="left")
+    left.set_xlabel("filter, sorted by class")
+    right.barh(range(len(classes)), owned, height=0.8 if len(classes) <= NAMED else 1, color=BLUE)
     right.set(xlabel="filters", title="owned by class")
     return fig
 
@@ -194,7 +219,7 @@ def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figu
         column[2].set_title(f"product: {percent(float(share))} of the information", loc="left")
         column[2].set_xlabel("filter, sorted by class")
         for ax in column:
-            ax.set_yticks(range(len(classes)), classes, fontsize=6)
+            name_classes(ax.yaxis, classes)
     fig.colorbar(im, ax=axes[1:], label="nats, up to H(1/C)", shrink=0.6)
     return fig
 
@@ -213,8 +238,9 @@ def correlations(runs: dict[str, Run]) -> Figure:
             im = draw_matrix(ax, matrix[order][:, order])
             ax.set(aspect="equal", xticks=[], yticks=[])
             ax.set_title(f"{name}, {kind}: {same:.2f} within, {different:.2f} between", loc="left", fontsize=8)
-            ax.hlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)
-            ax.vlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)
+            if len(edges) < 2 * NAMED:  # more would hide what they part
+                ax.hlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)
+                ax.vlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)
     fig.colorbar(im, ax=axes, label="|cos|", shrink=0.6)
     return fig
 
@@ -226,9 +252,9 @@ def removals(accuracies: dict[str, Float[Tensor, "C C"]], classes: tuple[str, ..
     for ax, (name, values) in zip(axes[0], accuracies.items(), strict=True):
         im = draw_matrix(ax, values)
         ax.set_title(name, fontsize=8)
-        ax.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
+        name_classes(ax.xaxis, classes, rotation=90)
         ax.set_xlabel("accuracy on")
-    axes[0, 0].set_yticks(range(len(classes)), classes, fontsize=6)
+    name_classes(axes[0, 0].yaxis, classes)
     axes[0, 0].set_ylabel("filters removed of")
     fig.colorbar(im, ax=axes, label="accuracy", shrink=0.6)
     return fig
@@ -243,13 +269,13 @@ def confusions(runs: dict[str, Run], removed: Int[Tensor, " R"], classes: tuple[
         for ax, mask, title in zip(
             column,
             (torch.zeros_like(masks[0]), masks[removed].amax(0)),
-            ("all filters", "without " + ", ".join(classes[c] for c in removed)),
+            ("all filters", "without " + cut(", ".join(classes[c] for c in removed), 24)),
             strict=True,
         ):
             im = draw_matrix(ax, metrics.confusion(run.readout, mask))
             ax.set_title(f"{name}, {title}", loc="left", fontsize=8)
-            ax.set_xticks(range(len(classes)), classes, fontsize=6, rotation=90)
-            ax.set_yticks(range(len(classes)), classes, fontsize=6)
+            name_classes(ax.xaxis, classes, rotation=90)
+            name_classes(ax.yaxis, classes)
         column[1].set_xlabel("predicted class")
     for ax in axes[:, 0]:
         ax.set_ylabel("true class")
@@ -268,7 +294,7 @@ def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
         ax.set_title(
             f"{name}: {percent(metrics.own_share(run.readout))} of a centre lies in the class's own filters", loc="left"
         )
-        ax.set_yticks(range(len(classes)), classes, fontsize=6)
+        name_classes(ax.yaxis, classes)
     if runs:
         fig.colorbar(im, ax=axes, label="mean activation")
     axes[-1, 0].set_xlabel("filter, sorted by the class that it serves")
@@ -318,11 +344,15 @@ def trade(runs: dict[str, list[Run]]) -> Figure:
 
 @styled
 def clusters(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1500) -> Figure:
-    """The first n test images in two dimensions, by PCA (left) and t-SNE (right), each coloured by its class."""
+    """The first n test images in two dimensions, by PCA (left) and t-SNE (right), each coloured by its class.
+
+    Of more than ten classes ten at equal distances have colours.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     fig, axes = plt.subplots(len(runs), 2, figsize=(6.4, 3 * len(runs) + 0.4), squeeze=False, layout="constrained")
+    shown = np.linspace(0, len(classes) - 1, min(10, len(classes))).round().astype(int)
     for row, (name, run) in zip(axes, runs.items(), strict=True):
         a, y = run.readout.features[:n].numpy(), run.readout.labels[:n].numpy()
         pca = PCA(2).fit(a)
@@ -332,10 +362,13 @@ def clusters(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1500) -> F
             (row[0], pca.transform(a), f"{name}, PCA ({percent(float(share))} of the variance)"),
             (row[1], tsne.fit_transform(a), f"{name}, t-SNE"),
         ):
-            for c, label in enumerate(classes):
-                marker = "os^Dv"[c % 5]  # colour is not the only mark
+            if len(classes) > 10:
+                at = points[~np.isin(y, shown)]
+                ax.scatter(at[:, 0], at[:, 1], s=2, color=GREY, alpha=0.4, lw=0, label="other classes")
+            for i, c in enumerate(shown):
+                marker = "os^Dv"[i % 5]  # colour is not the only mark
                 at = points[y == c]
-                ax.scatter(at[:, 0], at[:, 1], s=4, marker=marker, color=plt.cm.tab10(c), lw=0, label=label)
+                ax.scatter(at[:, 0], at[:, 1], s=4, marker=marker, color=plt.cm.tab10(i), lw=0, label=cut(classes[c]))
             ax.set_title(title, loc="left", fontsize=8)
             ax.set(xticks=[], yticks=[])
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, markerscale=2)
@@ -351,7 +384,7 @@ def owned(runs: dict[str, list[Run]], classes: tuple[str, ...]) -> Figure:
         ax.bar(range(len(classes)), counts.mean(0), color=BLUE, alpha=0.35)
         for row in counts:
             ax.plot(range(len(classes)), row, "o", ms=3, color=BLUE)
-        ax.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
+        name_classes(ax.xaxis, classes, 7, rotation=90)
         ax.set_title(name, loc="left")
     axes[0, 0].set_ylabel("filters")
     axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -387,6 +420,6 @@ def exciting(run: Run, images: data.Images, classes: tuple[str, ...], shown: int
             ax.imshow(images.images[i].permute(1, 2, 0).numpy())
             ax.set(xticks=[], yticks=[])
             if (label := int(images.labels[i])) != c:
-                ax.set_title(classes[label], fontsize=6, color=ORANGE, pad=2)
-        axes[c, 0].set_ylabel(classes[c], fontsize=7, rotation=0, ha="right", va="center")
+                ax.set_title(cut(classes[label], 12), fontsize=6, color=ORANGE, pad=2)
+        axes[c, 0].set_ylabel(cut(classes[c]), fontsize=7, rotation=0, ha="right", va="center")
     return fig
