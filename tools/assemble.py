@@ -111,6 +111,7 @@ def write_longest(sources: Path, runs_folder: str) -> None:
 def write_speed(sources: Path) -> None:
     """What was measured of speed, and what is predicted from it."""
     (sources / "_speed.md").write_text(f"{benchmarks.table().data}\n\n{benchmarks.sentence().data}\n")
+    (sources / "_files.md").write_text(f"{benchmarks.from_files().data}\n")
     (sources / "_scaling.md").write_text(f"{gpu_costs.table().data}\n")
 
 

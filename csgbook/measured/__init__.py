@@ -25,6 +25,7 @@ TOOLS = {
     "localisation": "tools/localisation.py",
     "label-leak": "tools/label_leak.py",
     "few-images": "tools/few_images.py",
+    "files": "tools/bench_files.py",
     "first-verdicts": "tools/first_verdicts.py",
     "grid-pace": "tools/grid_pace.py",
     "animals-trials": "tools/trials.py FOLDER",

@@ -90,6 +90,14 @@ MEASURED["grid-pace"] = sealed(
     }
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
+RATES = {"type": "array", "items": POSITIVE, "minItems": 1}  # images a second, a round each
+MEASURED["files"] = sealed(
+    dict.fromkeys(("read", "read_usual", "train", "train_float32", "train_usual"), RATES)
+    | {"picture": record(dict.fromkeys(("bytes", "decoded", "squared"), POSITIVE), rest=False)}
+    | {"epoch": record(dict.fromkeys(("peak_mb", "pixels_mb", "images_per_second"), POSITIVE), rest=False)}
+    | {"mis": record(dict.fromkeys(("seconds", "peak_mb"), POSITIVE), rest=False)}
+    | {"size": WHOLE, "net": PLAIN, "precision": PLAIN, "load": COUNT, "commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
+)
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
 SIDE = {"type": "array", "items": {"type": "number", "minimum": -1000, "maximum": 1000}}
 SIDES = {"type": "array", "items": SIDE, "minItems": 2, "maxItems": 2}

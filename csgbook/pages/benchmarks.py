@@ -1,6 +1,7 @@
 """What `make bench` measured, for the page that tells it: ratios of two things run side by side, and sizes."""
 
 import json
+import statistics
 
 import pandas as pd
 from IPython.display import Markdown
@@ -21,6 +22,8 @@ WHAT = {
     "fast_minus_plain": "Accuracy of the fast loop above the plain one's, the same seeds",
     "gpu_run8_s": "One of eight runs side by side on a GPU",
 }
+
+NETS = {"resnet8": "A ResNet-8"}
 
 
 def rows() -> list[dict]:
@@ -100,3 +103,33 @@ def sentence() -> Markdown:
 
 def listed(runs: list[dict], metric: str) -> str:
     return ", ".join(f"{run[metric]:.3f}" for run in runs)
+
+
+def from_files() -> Markdown:
+    """What data beyond memory take, as tools/bench_files.py measured it: a table of rates, and what bounds them."""
+    d = measured.read("files")
+    if not d:
+        return Markdown("This has not been measured yet: `python tools/bench_files.py` does it.")
+    half, full, usual = (statistics.median(d[name]) for name in ("train", "train_float32", "train_usual"))
+    read, read_usual = statistics.median(d["read"]), statistics.median(d["read_usual"])
+    rows = [
+        {"What": "Read, cropped and flipped, no network", "Here": read, "Usual loop": read_usual, "Ratio": read / read_usual},
+        {"What": f"{NETS[d['net']]} trained, {d['precision']} here", "Here": half, "Usual loop": usual, "Ratio": half / usual},
+        {"What": f"{NETS[d['net']]} trained, float32 here too", "Here": full, "Usual loop": usual, "Ratio": full / usual},
+    ]
+    if d["precision"] == "float32":
+        del rows[1]
+    shown = pd.DataFrame(
+        [row | {k: f"{row[k]:,.0f}" for k in ("Here", "Usual loop")} | {"Ratio": f"{row['Ratio']:.2f}"} for row in rows]
+    )
+    p, e, m, h = d["picture"], d["epoch"], d["mis"], d["hardware"]
+    rest = p["squared"] - p["decoded"]
+    return Markdown(
+        f"{markdown(shown).data}\n\n"
+        f"Images per second, medians of {len(d['read'])} rounds on {h['processor']}, {h['threads']} threads, of Tiny ImageNet "
+        f"brought to {d['size']} x {d['size']} pixels. Of {p['squared']:.2f} ms that a picture takes on one core, reading its "
+        f"bytes takes {p['bytes']:.2f}, decoding {p['decoded'] - p['bytes']:.2f} and resizing {rest:.2f}: the processor is the "
+        f"bound, not the disk. A whole epoch of CSG, {e['pixels_mb'] / 1000:.1f} GB of pixels with those of the validation "
+        f"set, took at most {e['peak_mb'] / 1000:.2f} GB of memory, all processes together. MIS of 50,000 images, 512 filters "
+        f"and 1,000 classes takes {m['seconds']:.0f} s and {m['peak_mb']:,.0f} MB beside the features."
+    )
