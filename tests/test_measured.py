@@ -51,6 +51,7 @@ NUMBERS = {
     "localisation": ("*", "crops", "wide", "cam", "iou"),
     "animals-trials": ("trials", 0, "accuracy"),
     "few-images": ("rows", 0, "null"),
+    "files": ("epoch", "peak_mb"),
     "first-verdicts": ("claims", 0, "values", 0, 0),
     "label-leak": ("trainings", 0, "rows", "label"),
     "scaling": ("steps", 0, "csg_ratio"),

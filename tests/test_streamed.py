@@ -1,6 +1,7 @@
 """Pictures read from their files while a network trains: the same bits as from memory, and what can be wrong with the files."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_loop
 import torch
-from conftest import BIN
+from conftest import BIN, ROOT
 from PIL import Image
+from recorded import recorded
 from torch.testing import assert_close
 
 from csglib import Problem, data, networks, runs
@@ -116,6 +119,19 @@ def test_a_network_trained_from_files_is_the_one_trained_from_memory(tree, tmp_p
     assert made[0].metrics == made[1].metrics
     for name, weight in made[0].weights.items():
         assert torch.equal(weight, made[1].weights[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", ["border", "resized"])
+def test_steps_recorded_as_a_gpu_captures_them_take_each_batch_from_the_files(crop, tree, monkeypatch):
+    """No graph can choose pictures from files: each replay finds the next batch in a buffer, on top of what was recorded."""
+    monkeypatch.setattr(data, "of", lambda recipe: data.load(recipe.dataset, crop, FILES))
+    recipe = replace(RECIPE, batch_size=4, epochs=4, crop=crop)  # six steps an epoch, of which three come before the capture
+    ours, rows, steps = test_loop.trained(recipe, range(4), recorded)
+    theirs, expected, _ = test_loop.trained(recipe, range(4))
+    assert steps.pixels.shape == (4, 3, 16, 16) and sorted(steps.graphs) == ["gated", "standard"]
+    test_loop.assert_close(ours, theirs)
+    assert [row["train_loss"] for row in rows] == pytest.approx([row["train_loss"] for row in expected], rel=1e-4)
 
 
 def test_a_training_from_files_that_stops_goes_on_to_the_same_bits(tree, tmp_path):
@@ -305,3 +321,15 @@ def test_imagenets_recipe_runs_end_to_end_with_a_thousand_classes(place):
     two = trained("two", *TORCHRUN, threads="1")
     assert two.wait() == 0, two.stderr.read().decode()
     assert set(runs.read("two").metrics) == set(whole.metrics)
+
+
+@pytest.mark.slow
+def test_the_tool_that_measures_reading_reads_and_trains(tiny_release, monkeypatch):
+    tool = runpy.run_path(str(ROOT / "tools" / "bench_files.py"))
+    for name, value in {"SIZE": 16, "BATCH": 4, "ALONE": 12, "STEPS": 3}.items():
+        monkeypatch.setitem(tool["main"].__globals__, name, value)
+    for kind in ("read", "read_usual", "train_float32"):
+        assert tool["KINDS"][kind]()["images_per_second"] > 0
+    parts = tool["picture"]()
+    assert 0 < parts["bytes"] < parts["squared"]
+    assert tool["held"]() > 50
