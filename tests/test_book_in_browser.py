@@ -100,6 +100,21 @@ def test_all_results_can_be_chosen_by_who_claims_and_by_verdict(site, browser):
     assert min(parts) > 0 and sum(parts) == len(every)
 
 
+BARE = """
+return [...document.querySelectorAll('section:has(> .of-papers, > .of-book)')].filter(part => part.offsetHeight
+  && ![...part.querySelectorAll('tbody tr')].some(row => row.offsetHeight)).map(part => part.id);
+"""
+
+
+def test_no_heading_stays_without_a_row_under_both_filters(site, browser):
+    open_page(browser, f"{site}/results.html", 1280)
+    for group in ("papers", "book"):
+        browser.find_element("id", f"show-{group}").click()
+        for verdict in ("yes", "no", "open", "none"):
+            browser.find_element("id", f"show-{verdict}").click()
+            assert browser.execute_script(BARE) == [], (group, verdict)
+
+
 def test_by_night_figures_are_inverted_and_photographs_are_not(site, browser):
     images = "[...document.querySelectorAll('.cell_output > figure > img')]"
     seen = []

@@ -10,7 +10,7 @@ import torchvision
 from conftest import ROOT
 
 from csgbook import experiments, measured
-from csgbook.pages import gpu_costs, imagenet
+from csgbook.pages import gpu_costs, more_classes
 from csgbook.pages.gpu_costs import Machines, Task
 from csglib import Problem
 from csglib.recipe import Recipe
@@ -157,12 +157,12 @@ def test_the_page_says_what_imagenet_would_take_and_how_to_train_it(monkeypatch,
     asked = []
     row = {"hours": (1.5, 6.0), "cores": 40}
     monkeypatch.setattr(gpu_costs, "rows", lambda gpus, asked_=asked, **options: asked_.append((gpus, options)) or [row, row])
-    told = imagenet.section(tmp_path).data
+    told = more_classes.imagenet(tmp_path).data
     assert asked == [((1, 8), {"asked": [gpu_costs.tasks()[0]]})]
     assert "Not run here" in told and "predicted to take 1.5 to 6 h on one H200, with 40 processor cores" in told
     commands = [line for line in told.splitlines() if line.startswith("csglib train")]
     recipes = experiments.recipes("table1", "paper", tmp_path)
-    assert commands == [recipes[name][0].command for name in imagenet.NAMES]
+    assert commands == [recipes[name][0].command for name in more_classes.IMAGENET]
     assert all("--crop resized --" in c and "--net resnet18@layer4" in c and "--batch-size 256" in c for c in commands)
 
 
@@ -174,7 +174,7 @@ def test_the_page_shows_imagenet_s_numbers_once_there_are_runs(monkeypatch, tmp_
     object.__setattr__(trained, "metrics", values)
     there = dict.fromkeys(groups, []) | {"imagenet-csg": [trained]}
     monkeypatch.setattr(experiments, "published", lambda *_: there)
-    told = imagenet.section(tmp_path).data
+    told = more_classes.imagenet(tmp_path).data
     table, rest = told.split("**Not run here.**")
     assert "Balanced MIS, nats" in table and "0.6100" in table and "STD" not in table
     assert "--method standard" in rest and "--method csg" not in rest

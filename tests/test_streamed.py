@@ -23,7 +23,7 @@ from csglib.data import imagenet, streamed
 from csglib.data.streamed import Reading
 from csglib.paths import folder
 from csglib.recipe import Recipe
-from csglib.training import trainer
+from csglib.training import distributed, trainer
 
 TORCHRUN = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]]
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -119,6 +119,27 @@ def test_a_network_trained_from_files_is_the_one_trained_from_memory(tree, tmp_p
     assert made[0].metrics == made[1].metrics
     for name, weight in made[0].weights.items():
         assert torch.equal(weight, made[1].weights[name]), name
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_pictures_in_files_without_one_twice_or_lost(world, tree, monkeypatch):
+    """Of an epoch each batch in rows, of the 12 test images, and of 11 and 13, every so many: with a remainder too."""
+    monkeypatch.setattr(distributed, "world", lambda: world)
+    train = data.load("imagenet:tree@16", "border", FILES).train
+    alone = [x for x, _ in data.batches(train, 8, torch.Generator().manual_seed(0))]
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append([x for x, _ in data.batches(train, 8, torch.Generator().manual_seed(0), distributed.part(8))])
+        assert len(parts[-1]) == 27 // 8
+    for whole, *pieces in zip(alone, *parts, strict=True):
+        assert_close(torch.cat(pieces), whole, rtol=0, atol=0)
+    for n in (11, 12, 13):
+        seen = []
+        for rank in range(world):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            seen += range(n)[distributed.share(n)]
+        assert sorted(seen) == list(range(n))
 
 
 @pytest.mark.slow

@@ -11,14 +11,14 @@ PACKAGES = ("csglib", "csgbook")
 
 
 def sources(program: Path) -> list[str]:
-    """The files that a notebook or a Python file needs, from the repository on, with the scripts and style sheets they name."""
+    """The files that a notebook or a Python file needs, from the repository on, with the scripts, styles and templates they name."""
     found, ahead = set(), set(imported(program))
     while ahead:
         path = ahead.pop()
         if path not in found:
             found.add(path)
             ahead |= imported(path)
-    beside = {path.parent / name for path in found for name in re.findall(r"\w+\.(?:js|css)", path.read_text())}
+    beside = {path.parent / name for path in found for name in re.findall(r"\w+\.(?:js|css|html)", path.read_text())}
     return sorted(str(p.relative_to(ROOT)) for p in found | {p for p in beside if p.is_file()})
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import torch
@@ -30,13 +31,8 @@ BOXES = 31  # that can be ticked: bits of a number in JavaScript
 BUDGET = 400_000  # bytes that an explorer may add to its page, gzipped
 SCRIPT = Path(__file__).with_name("explore.js")
 STYLE = Path(__file__).with_name("explore.css")
+TEMPLATE = Template(Path(__file__).with_name("explore.html").read_text())
 CLASS = "csg-explorer tex2jax_ignore mathjax_ignore"  # of the figure: MathJax would take a name with two dollars for a formula
-
-
-LINKS = (
-    '<p class="csg-links" hidden><button type="button" class="csg-reset">Reset</button> '
-    '<a class="csg-address" href="#">Link to this state</a></p>'
-)
 
 
 @dataclass(frozen=True)
@@ -85,15 +81,18 @@ class Explorer:
         spec = {"kind": self.kind, "data": {name: packed(value) for name, value in shared.items()}}
         payload = json.dumps(spec).replace("<", "\\u003c")  # no tag, and no comment that would hide the end of the script
         uid = "csg-" + hashlib.sha256((self.title + payload).encode()).hexdigest()[:10]
-        controls = "".join(control_html(uid, control) for control in self.controls)
-        text = (
-            f'<figure class="{CLASS}" id="{uid}" data-name="{self.name}" aria-label="{html.escape(self.title)}"{self.sprite()}>'
-            f"<style>{STYLE.read_text()}</style>"
-            f'<div class="csg-controls" hidden>{controls}</div>{LINKS}<p class="csg-note" role="alert" hidden></p>'
-            f'<div class="csg-view">{render(self.view(self.start()))}</div><p class="csg-status" role="status"></p>'
-            f"<figcaption>{html.escape(self.caption)} <noscript>The sliders need JavaScript; this is their first position."
-            f'</noscript></figcaption><script type="application/json">{payload}</script>'
-            f"<script>{SCRIPT.read_text()}\ncsgExplore(document.getElementById({json.dumps(uid)}));</script></figure>"
+        text = TEMPLATE.substitute(
+            look=CLASS,
+            uid=uid,
+            name=self.name,
+            title=html.escape(self.title),
+            sprite=self.sprite(),
+            style=STYLE.read_text(),
+            controls="".join(control_html(uid, control) for control in self.controls),
+            view=render(self.view(self.start())),
+            caption=html.escape(self.caption),
+            payload=payload,
+            script=SCRIPT.read_text(),
         )
         if (size := len(gzip.compress(text.encode()))) > BUDGET:
             raise Problem(

@@ -8,6 +8,7 @@ verify.py compares it with the run's readout.
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -109,38 +110,48 @@ def check(run: Run) -> bool:
     for kind in OF_RUNS:
         entry, tool = of(kind, run), TOOLS[kind]
         found |= bool(entry)
-        for what, share, n, expected in shares(kind, entry, right, K) if entry else ():
-            count = share * n
-            if n < 1 or abs(count - (round(count) if expected is None else expected)) > (1.5 if what == "accuracy" else 1e-3):
+        for s in SHARES[kind](entry, right, K) if entry else ():
+            count, slack = s.value * s.of, 1.5 if s.what == "accuracy" else 1e-3
+            if s.of < 1 or abs(count - (round(count) if s.count is None else s.count)) > slack:
                 raise Damaged(
-                    f"{FOLDER / kind}.json says {what} {share} of {run.recipe.name}, which is no number of its {n} "
+                    f"{FOLDER / kind}.json says {s.what} {s.value} of {run.recipe.name}, which is no number of its {s.of} "
                     f"that the run could give: restore it with git, or remove it and run `python {tool}`"
                 )
     return found
 
 
-def shares(kind: str, entry: dict, right: Bool[Tensor, " N"], K: int) -> Iterator[tuple[str, float, int, int | None]]:
-    """Name, share, of how many things, and of how many of them it must be the share where that is known."""
-    if kind == "detection":
-        n = entry["images"]
-        hits = int(right[:n].sum())
-        yield "accuracy", entry["accuracy"], n if n <= len(right) else 0, hits
-        for name, attack in entry["attacks"].items():
-            yield f"turned by {name}", attack["turned"], round(entry["accuracy"] * n), attack["used"]
-            for size, errors in attack["errors"].items():
-                for error in errors:  # half of the training samples are images, all others test twice
-                    yield f"error under {name}", error, 2 * (attack["used"] - int(size) // 2), None
-    else:
-        for crop, scores in entry["crops"].items():
-            n = scores["objects"]
-            for name in ("ap30", "box_accuracy", "max_box_accuracy"):
-                yield f"{crop} cam {name}", scores["cam"][name], n, None
-            yield f"{crop} chance box_accuracy", scores["chance"]["box_accuracy"], n, None
-            for name in {"activation", "firing"} & set(scores):
-                yield f"{name} zero_thresholds", scores[name]["zero_thresholds"], K, None
-                yield f"{name} filters", sum(scores[name]["filters"]) / K, K, K
-            if "gradient" in scores:
-                yield "gradient ap20", scores["gradient"]["ap20"], scores["gradient"]["objects"], None
+class Share(NamedTuple):
+    """A share of counted things."""
+
+    what: str
+    value: float
+    of: int  # things
+    count: int | None = None  # of them that it must be the share of, where that is known
+
+
+def of_detection(entry: dict, right: Bool[Tensor, " N"], K: int) -> Iterator[Share]:
+    n = entry["images"]
+    yield Share("accuracy", entry["accuracy"], n if n <= len(right) else 0, int(right[:n].sum()))
+    for name, attack in entry["attacks"].items():
+        yield Share(f"turned by {name}", attack["turned"], round(entry["accuracy"] * n), attack["used"])
+        for size, errors in attack["errors"].items():
+            tested = 2 * (attack["used"] - int(size) // 2)  # half of the training samples are images, all others test twice
+            yield from (Share(f"error under {name}", error, tested) for error in errors)
+
+
+def of_localisation(entry: dict, right: Bool[Tensor, " N"], K: int) -> Iterator[Share]:
+    for crop, scores in entry["crops"].items():
+        for name in ("ap30", "box_accuracy", "max_box_accuracy"):
+            yield Share(f"{crop} cam {name}", scores["cam"][name], scores["objects"])
+        yield Share(f"{crop} chance box_accuracy", scores["chance"]["box_accuracy"], scores["objects"])
+        for name in {"activation", "firing"} & set(scores):
+            yield Share(f"{name} zero_thresholds", scores[name]["zero_thresholds"], K)
+            yield Share(f"{name} filters", sum(scores[name]["filters"]) / K, K, K)
+        if "gradient" in scores:
+            yield Share("gradient ap20", scores["gradient"]["ap20"], scores["gradient"]["objects"])
+
+
+SHARES = {"detection": of_detection, "localisation": of_localisation}  # of each kind in OF_RUNS
 
 
 def found(kind: str, runs: dict[str, list[Run]]) -> dict[str, list[dict]]:
