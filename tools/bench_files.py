@@ -147,7 +147,7 @@ def train_usual() -> dict:
 
 
 def epoch() -> dict:
-    """One epoch of CSG by the command's own code, evaluated and published, and the most memory of all its processes."""
+    """One epoch by the command's own code, evaluated and published, and the most memory of all its processes together."""
     most, done = 0.0, threading.Event()
 
     def watch() -> None:
@@ -157,7 +157,7 @@ def epoch() -> dict:
 
     threading.Thread(target=watch, daemon=True).start()
     with tempfile.TemporaryDirectory() as place:
-        recipe = Recipe(dataset=f"tiny-imagenet@{SIZE}", net=NET, cycle="g", epochs=1, precision=native(CPU)[0])
+        recipe = Recipe(dataset=f"tiny-imagenet@{SIZE}", method="standard", net=NET, epochs=1, precision=native(CPU)[0])
         run = trainer.train(recipe, Path(place) / "run", "cpu")
     done.set()
     rate, pixels = run.provenance["images_per_second"], 3 * SIZE**2 * 110_000

@@ -129,7 +129,7 @@ def from_files() -> Markdown:
         f"Images per second, medians of {len(d['read'])} rounds on {h['processor']}, {h['threads']} threads, of Tiny ImageNet "
         f"brought to {d['size']} x {d['size']} pixels. Of {p['squared']:.2f} ms that a picture takes on one core, reading its "
         f"bytes takes {p['bytes']:.2f}, decoding {p['decoded'] - p['bytes']:.2f} and resizing {rest:.2f}: the processor is the "
-        f"bound, not the disk. A whole epoch of CSG, {e['pixels_mb'] / 1000:.1f} GB of pixels with those of the validation "
+        f"bound, not the disk. A whole epoch, {e['pixels_mb'] / 1000:.1f} GB of pixels with those of the validation "
         f"set, took at most {e['peak_mb'] / 1000:.2f} GB of memory, all processes together. MIS of 50,000 images, 512 filters "
         f"and 1,000 classes takes {m['seconds']:.0f} s and {m['peak_mb']:,.0f} MB beside the features."
     )
