@@ -11,7 +11,7 @@ PACKAGES = ("csglib", "csgbook")
 
 
 def sources(program: Path) -> list[str]:
-    """The files that a notebook or a Python file needs, from the repository on, with the scripts, styles and templates they name."""
+    """The files that a notebook or a Python file needs, from the repository on, with scripts, styles and templates."""
     found, ahead = set(), set(imported(program))
     while ahead:
         path = ahead.pop()
