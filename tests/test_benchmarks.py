@@ -111,14 +111,14 @@ def test_the_loops_are_compared_by_intervals_of_three_seeds(bench, tmp_path):
 
 def test_the_page_tells_what_pictures_in_files_take(monkeypatch):
     rates = {"read": [900, 1100], "read_usual": [500], "train": [300], "train_float32": [150], "train_usual": [100]}
-    parts = {"picture": {"bytes": 0.1, "decoded": 0.5, "squared": 1.5}, "mis": {"seconds": 40.2, "peak_mb": 300.0}}
+    parts = {"picture": {"side": 64, "bytes": 0.1, "decoded": 0.5, "squared": 1.5}, "mis": {"seconds": 40.2, "peak_mb": 300.0}}
     whole = {"epoch": {"peak_mb": 1500.0, "pixels_mb": 5400.0, "images_per_second": 280.0}}
     stamp = {"size": 128, "net": "resnet8", "precision": "bfloat16", "hardware": {"processor": "a processor", "threads": 2}}
     monkeypatch.setattr(measured, "read", lambda kind: rates | parts | whole | stamp if kind == "files" else {})
     told = benchmarks.from_files().data
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.split("\n\n")[0].splitlines()[2:]]
     assert [row[1:] for row in table] == [["1,000", "500", "2.00"], ["300", "100", "3.00"], ["150", "100", "1.50"]]
-    assert "reading its bytes takes 0.10, decoding 0.40 and resizing 1.00: the processor is the bound" in told
+    assert "reading its bytes takes 0.10, decoding 0.40 and resizing 1.00: the bound is the processor, not the disk" in told
     assert "5.4 GB of pixels" in told and "at most 1.50 GB of memory" in told and "takes 40 s and 300 MB" in told
     monkeypatch.setattr(measured, "read", lambda kind: {})
     assert "`python tools/bench_files.py` does it" in benchmarks.from_files().data

@@ -93,7 +93,7 @@ MEASURED["grid-pace"] = sealed(
 RATES = {"type": "array", "items": POSITIVE, "minItems": 1}  # images a second, a round each
 MEASURED["files"] = sealed(
     dict.fromkeys(("read", "read_usual", "train", "train_float32", "train_usual"), RATES)
-    | {"picture": record(dict.fromkeys(("bytes", "decoded", "squared"), POSITIVE), rest=False)}
+    | {"picture": record({"side": WHOLE} | dict.fromkeys(("bytes", "decoded", "squared"), POSITIVE), rest=False)}
     | {"epoch": record(dict.fromkeys(("peak_mb", "pixels_mb", "images_per_second"), POSITIVE), rest=False)}
     | {"mis": record(dict.fromkeys(("seconds", "peak_mb"), POSITIVE), rest=False)}
     | {"size": WHOLE, "net": PLAIN, "precision": PLAIN, "load": COUNT, "commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
