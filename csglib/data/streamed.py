@@ -4,7 +4,9 @@ Order and augmentation are drawn before a file is opened, from the generator of 
 changes no bit; and pixels are those that the same pictures would have in memory.
 """
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,6 +116,8 @@ class Streamed:
         """
         wanted = [(chunk, None if seeds is None else seeds[chunk]) for chunk in chunks]
         n = min(self.processes, len(wanted))
+        if n:
+            trim()
         loader = DataLoader(
             Decoder(self.root, self.paths, self.size, self.crop),
             batch_size=None,  # a chunk is a batch already
@@ -132,6 +136,15 @@ class Streamed:
                 f"a process that reads pictures of {self.root} was killed, as happens where memory is short: choose "
                 f"{fewer}; a training goes on from its last checkpoint"
             ) from None
+
+
+def trim() -> None:
+    """Give freed memory back before processes are forked: each would keep all of it, as soon as this one writes there again.
+
+    Of a ResNet-8 at 128 pixels that was a second copy of every activation: 4.4 GB for an epoch in place of 1.8.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def verify(root: Path, *parts: Streamed) -> str:
