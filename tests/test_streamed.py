@@ -24,6 +24,7 @@ from csglib.data.streamed import Reading
 from csglib.paths import folder
 from csglib.recipe import Recipe
 from csglib.training import distributed, trainer
+from csglib.training.loop import keep_memory
 
 TORCHRUN = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]]
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -354,3 +355,20 @@ def test_the_tool_that_measures_reading_reads_and_trains(tiny_release, monkeypat
     parts = tool["picture"]()
     assert 0 < parts["bytes"] < parts["squared"]
     assert tool["held"]() > 50
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory a process has of its own")
+def test_a_process_that_reads_keeps_no_copy_of_what_was_freed_before_it_began(tree):
+    """glibc keeps freed blocks; a forked process would have them all, as soon as this one writes there again."""
+    keep_memory()
+    freed = [torch.ones(1 << 20) for _ in range(128)]  # 512 MB
+    del freed
+    reader = data.load("imagenet:tree@16", "border", Reading("streamed", workers=1)).train.read([torch.arange(4)] * 4)
+    next(reader)
+    written = [torch.ones(1 << 20) for _ in range(128)]
+    (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[-1:]
+    rollup = Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()
+    own = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+    reader.close()
+    assert len(written) == 128 and own < 200_000  # kB

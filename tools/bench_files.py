@@ -42,13 +42,13 @@ CPU = torch.device("cpu")
 def main(rounds: int) -> None:
     if not (paths.folder() / TINY.folder).is_dir():
         raise Problem(f"{TINY.folder} is not in {paths.folder()}: `csglib data get tiny-imagenet` fetches it")
-    here, load = provenance.here(CPU), os.getloadavg()[0]
+    here = provenance.here(CPU)
     asked = ("read", "read_usual", "train", "train_float32", "train_usual")
     found = {name: [child(name)["images_per_second"] for _ in range(rounds)] for name in asked}
     told = {name: [round(v) for v in values] for name, values in found.items()}
     whole = {"picture": child("picture"), "epoch": child("epoch"), "mis": child("mis")}
     stamp = {name: here[name] for name in ("commit", "dirty", "hardware")}
-    measured.write("files", told | whole | {"size": SIZE, "net": NET, "precision": native(CPU)[0], "load": load} | stamp)
+    measured.write("files", told | whole | {"size": SIZE, "net": NET, "precision": native(CPU)[0]} | stamp)
 
 
 def child(what: str) -> dict:
@@ -118,7 +118,7 @@ def train(precision: str) -> dict:
     """The second of two epochs, so that starting counts in neither loop."""
     keep_memory()
     d = dataset()
-    recipe = Recipe(method="standard", net=NET, precision=precision, lr=0.1)
+    recipe = Recipe(method="standard", net=NET, precision=precision, lr=0.1, batch_size=BATCH)
     m, net, gate = trainer.build(recipe, len(d.classes))
     net.to(memory_format=torch.channels_last)
     images = d.train.take(slice(BATCH * STEPS))

@@ -23,7 +23,7 @@ from csglib.training import pace
 
 PAGE, PROFILES, ROUNDS = "elsewhere", ("short", "paper"), 3
 # Images to train on and to test on, classes: of what is not here, as its release says; of VOC, CSG's paper's objects
-RELEASED = {"stl10": (5000, 8000, 10), "folder:imagenet100": (126_689, 5000, 100), "voc:voc2010": (3644, 1700, 6)}
+RELEASED = {"folder:imagenet100": (126_689, 5000, 100), "voc:voc2010": (3644, 1700, 6)}
 
 
 def size(dataset: str) -> pace.Size:
