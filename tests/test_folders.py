@@ -397,12 +397,9 @@ def test_figures_tables_and_explorers_show_names_of_classes_as_they_are(zoo):
     assert inference.sample(run).shape[1:] == (3, 32, 32)
 
 
-@pytest.mark.parametrize(
-    "n, make", [(257, lambda c: views.gated_data({}, c, 10)), (32, lambda c: explore.remove_classes({}, c))]
-)
-def test_an_explorer_of_more_classes_than_its_numbers_hold_is_refused(n, make):
-    with pytest.raises(Problem, match=f"not (for )?{n}: leave"):
-        make(tuple(map(str, range(n))))
+def test_an_explorer_of_more_classes_than_its_numbers_hold_is_refused():
+    with pytest.raises(Problem, match="not for 257: leave"):
+        views.gated_data({}, tuple(map(str, range(257))), 10)
 
 
 @pytest.mark.parametrize(
