@@ -21,7 +21,7 @@ from torchvision.datasets import ImageFolder
 from csgbook.embed import in_markdown
 from csgbook.explorers import explore, views
 from csgbook.pages import figures, origin, tables
-from csglib import Problem, data, runs
+from csglib import Problem, data, memory, runs
 from csglib.data import decoded as decoding
 from csglib.data import folders, pictures, streamed
 from csglib.recipe import Recipe
@@ -245,7 +245,7 @@ def test_more_pictures_than_memory_is_meant_for_stay_in_their_files_unless_memor
     monkeypatch.setattr(streamed, "RESIDENT", 1 << 20)
     assert isinstance(data.load("folder:zoo").train, streamed.Streamed)
     assert isinstance(data.load("folder:zoo", reading=streamed.Reading("resident")).train, data.Images)
-    monkeypatch.setattr(streamed, "memory", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "total", lambda: 1 << 20)
     with pytest.raises(Problem, match="takes 3 MiB in 128 x 128 pixels, and this machine has 1: leave --read out"):
         data.load("folder:zoo", reading=streamed.Reading("resident"))
     refused("train --dataset folder:zoo@skip --epochs 1", "@skip would have to know before", "leave @skip out")

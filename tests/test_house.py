@@ -13,7 +13,7 @@ import sources  # noqa: E402
 
 FILES = sorted(p for package in sources.PACKAGES for p in (ROOT / package).rglob("*.py"))
 # Each may import what stands before it, and files of its own folder
-ORDER = ["errors", "paths", "files", "recipe", "readout", "precision"]
+ORDER = ["errors", "paths", "files", "memory", "recipe", "readout", "precision"]
 ORDER += ["data", "networks", "methods", "analysis", "runs", "training"]
 ORDER_OF_THE_BOOK = ["claims", "experiments", "measured", "evidence", "embed", "pages", "explorers", "cli"]
 

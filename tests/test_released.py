@@ -11,7 +11,7 @@ import pytest
 import releases
 import torch
 
-from csglib import Problem, data, doctor, paths
+from csglib import Problem, data, doctor, memory, paths
 from csglib.data import released
 from csglib.recipe import Recipe
 from csglib.training import pace
@@ -79,7 +79,7 @@ def test_a_size_that_cannot_be_is_refused_before_anything_is_read(size):
 
 
 def test_a_size_for_which_memory_is_too_small_is_refused(monkeypatch):
-    monkeypatch.setattr(released, "memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "total", lambda: 2**30)
     with pytest.raises(Problem, match="cifar10@224 takes 8,613 MiB, and this machine has 1,024: choose a smaller size"):
         data.load("cifar10@224")
 

@@ -18,13 +18,12 @@ from PIL import Image
 from recorded import recorded
 from torch.testing import assert_close
 
-from csglib import Problem, data, networks, runs
+from csglib import Problem, data, memory, networks, runs
 from csglib.data import imagenet, streamed
 from csglib.data.streamed import Reading
 from csglib.paths import folder
 from csglib.recipe import Recipe
 from csglib.training import distributed, trainer
-from csglib.training.loop import keep_memory
 
 TORCHRUN = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]]
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -357,18 +356,40 @@ def test_the_tool_that_measures_reading_reads_and_trains(tiny_release, monkeypat
     assert tool["held"]() > 50
 
 
+def own_memory() -> int:
+    """Kilobytes that the newest child of this process shares with no other."""
+    (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[-1:]
+    rollup = Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory a process has of its own")
 def test_a_process_that_reads_keeps_no_copy_of_what_was_freed_before_it_began(tree):
     """glibc keeps freed blocks; a forked process would have them all, as soon as this one writes there again."""
-    keep_memory()
+    memory.keep()
     freed = [torch.ones(1 << 20) for _ in range(128)]  # 512 MB
     del freed
     reader = data.load("imagenet:tree@16", "border", Reading("streamed", workers=1)).train.read([torch.arange(4)] * 4)
     next(reader)
     written = [torch.ones(1 << 20) for _ in range(128)]
-    (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[-1:]
-    rollup = Path(f"/proc/{child}/smaps_rollup").read_text().splitlines()
-    own = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+    found = own_memory()
     reader.close()
-    assert len(written) == 128 and own < 200_000  # kB
+    assert len(written) == 128 and found < 200_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory a process has of its own")
+def test_a_process_that_reads_does_not_grow_with_what_it_has_passed_on(tree):
+    """It is forked from one that keeps freed blocks, and kept most of its batches; each here has 6 MB."""
+    memory.keep()
+    loaded = data.load("imagenet:tree@128", "border", Reading("streamed", workers=1)).train
+    reader = loaded.read([torch.arange(27).repeat(5)[:128]] * 150)
+    for _ in range(5):
+        next(reader)
+    first = own_memory()
+    for _ in range(140):
+        next(reader)
+    last = own_memory()
+    reader.close()
+    assert last < first + 50_000

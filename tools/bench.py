@@ -28,11 +28,12 @@ from csgbook.evidence.rules import interval
 from csglib import Problem, data, files, networks, paths
 from csglib.analysis.information import mutual_information
 from csglib.data.images import Images
+from csglib.memory import keep
 from csglib.precision import native, settle_precision
 from csglib.recipe import Recipe
 from csglib.runs import provenance
 from csglib.training import trainer
-from csglib.training.loop import Loop, keep_memory, loop_of
+from csglib.training.loop import Loop, loop_of
 
 ROUNDS = 5
 STEPS = 40  # of 128 images in a round of the training loops
@@ -144,7 +145,7 @@ def cpu_float32(rounds: int) -> tuple[list[float], dict]:
 
 def limit() -> dict:
     """Rates in float32 of a ResNet-20's convolutions, forward and backward, and of a product of two 1024 x 1024 matrices."""
-    keep_memory()
+    keep()
     net = networks.resnet20(10).to(memory_format=torch.channels_last).train()
     convs = {m: None for m in net.modules() if isinstance(m, torch.nn.Conv2d)}
     for conv in convs:
@@ -221,7 +222,7 @@ def usual(device: str, workers: int) -> dict:
 
 
 def ours(loop: str, device: str = "cpu", precision: str | None = None) -> dict:
-    keep_memory()
+    keep()
     images = load(STEPS).to(device)
     recipe = Recipe(method="standard", loop=loop, precision=precision or native(torch.device(device))[0])
     began = time.perf_counter()
@@ -265,7 +266,7 @@ def csg_step_1000(rounds: int) -> tuple[list[float], dict]:
 
 def gated_step(net_name: str, classes: int, shape: tuple[int, int], rounds: int, steps: int) -> tuple[list[float], dict]:
     """A step of the gated path, with the gate's own step and projection, over one of standard training; in turn."""
-    keep_memory()
+    keep()
     B, size = shape
     recipe = Recipe(net=net_name, precision=settle_precision(Recipe(), torch.device("cpu"))[0].precision)
     x, y = torch.randint(0, 256, (B, 3, size, size), dtype=torch.uint8), torch.randint(0, classes, (B,))

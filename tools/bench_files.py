@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from csgbook import measured
-from csglib import Problem, data, networks, paths
+from csglib import Problem, data, memory, networks, paths
 from csglib.analysis.information import mutual_information
 from csglib.data.decoded import square
 from csglib.data.pictures import read
@@ -32,7 +32,7 @@ from csglib.precision import native
 from csglib.recipe import Recipe
 from csglib.runs import provenance
 from csglib.training import trainer
-from csglib.training.loop import keep_memory, loop_of
+from csglib.training.loop import loop_of
 
 SIZE, BATCH, NET = 128, 128, "resnet8"
 ALONE, STEPS = 20_000, 60  # pictures read without a network; steps of training
@@ -116,7 +116,7 @@ def picture() -> dict:
 
 def train(precision: str) -> dict:
     """The second of two epochs, so that starting counts in neither loop."""
-    keep_memory()
+    memory.keep()
     d = dataset()
     recipe = Recipe(method="standard", net=NET, precision=precision, lr=0.1, batch_size=BATCH)
     m, net, gate = trainer.build(recipe, len(d.classes))

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from csglib import memory
 from csglib.data import download
 from csglib.data.cifar10 import CLASSES
 from csglib.data.download import ALGORITHMS, Archive
 from csglib.data.images import Dataset, Images
 from csglib.data.pictures import SIZES, plain
-from csglib.data.streamed import memory
 from csglib.errors import Problem, check_name
 from csglib.files import KIB, MIB, read_text, short
 from csglib.paths import digest, folder
@@ -236,7 +236,7 @@ def side_of(name: str, size: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", size) or not SIZES[0] <= int(size) <= SIZES[1]:
         raise Problem(f"{name} asks for a size of {short(size)}: choose one from {SIZES[0]} to {SIZES[1]}, as in stl10@224")
     room = 3 * int(size) ** 2 * RELEASES[name.partition("@")[0]].images
-    if room > (there := memory()):
+    if room > (there := memory.total()):
         raise Problem(f"{name} takes {room / MIB:,.0f} MiB, and this machine has {there / MIB:,.0f}: choose a smaller size")
     return int(size)
 

@@ -4,9 +4,7 @@ Order and augmentation are drawn before a file is opened, from the generator of 
 changes no bit; and pixels are those that the same pictures would have in memory.
 """
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from csglib import memory
 from csglib.data import sums
 from csglib.data.decoded import REMEDY, centre, resized, square
 from csglib.data.pictures import read
@@ -44,7 +43,7 @@ class Reading:
                 raise Problem(f"{name} is cropped from its files at random, which memory cannot hold: leave --read out")
             return True
         room = 3 * size * size * pictures
-        if self.where == "resident" and room > (there := memory()):
+        if self.where == "resident" and room > (there := memory.total()):
             raise Problem(
                 f"{name} takes {room / MIB:,.0f} MiB in {size} x {size} pixels, and this machine has {there / MIB:,.0f}: leave "
                 "--read out, or choose a smaller size"
@@ -53,11 +52,6 @@ class Reading:
 
 
 AUTO = Reading()
-
-
-def memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ class Streamed:
         wanted = [(chunk, None if seeds is None else seeds[chunk]) for chunk in chunks]
         n = min(self.processes, len(wanted))
         if n:
-            trim()
+            memory.trim()
         loader = DataLoader(
             Decoder(self.root, self.paths, self.size, self.crop),
             batch_size=None,  # a chunk is a batch already
@@ -138,15 +132,6 @@ class Streamed:
             ) from None
 
 
-def trim() -> None:
-    """Give freed memory back before processes are forked: each would keep all of it, as soon as this one writes there again.
-
-    Of a ResNet-8 at 128 pixels that was a second copy of every activation: 4.4 GB for an epoch in place of 2.8.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
-
-
 def verify(root: Path, *parts: Streamed) -> str:
     """Read every picture of these parts, and remember its sum; return the sha256 over all names and sums.
 
@@ -165,6 +150,8 @@ class Decoder(torch.utils.data.Dataset):
     def __getitem__(self, wanted: tuple[Tensor, Tensor | None]) -> UInt8[Tensor, "B 3 S S"] | str:
         places, seeds = wanted
         pixels = torch.empty(len(places), 3, self.size, self.size, dtype=torch.uint8)
+        if torch.utils.data.get_worker_info() is not None:
+            pixels.share_memory_()  # or the loader would copy them; and freed blocks stay with this process, as in its parent
         for row, i in enumerate(places.tolist()):
             path = self.root / os.fsdecode(self.paths[i])
             try:

@@ -5,7 +5,6 @@ from the choice of the batch to the gate's projection, as one CUDA graph for eac
 in which the host waits for nothing.  Both compute the same steps; compiled sums round in another order.
 """
 
-import ctypes
 import math
 import sys
 import time
@@ -287,11 +286,3 @@ def make_momentum(optimisers: list[torch.optim.Optimizer]) -> None:
         for group in optimiser.param_groups:
             for p in group["params"] if group.get("momentum") else ():
                 optimiser.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-
-
-def keep_memory() -> None:
-    """Have freed activations kept for the next step.  glibc gives blocks as large as these back to the system after each use;
-    asking for them and clearing them anew took a tenth of a step (medians: 89 ms against 80 ms)."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option, value in ((-3, 32 << 20), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_.., M_TOP_PAD
-            libc.mallopt(option, value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
+from csglib import memory
 from csglib.data import AUTO, Reading, in_files
 from csglib.data import of as load
 from csglib.data.images import Dataset, Images
@@ -15,7 +16,7 @@ from csglib.methods import method
 from csglib.precision import native
 from csglib.recipe import Recipe
 from csglib.runs.inference import read_out
-from csglib.training.loop import keep_memory, loop_of
+from csglib.training.loop import loop_of
 from csglib.training.trainer import build, optimisers_of
 
 KNOWN = {  # so that none is read for its size
@@ -67,7 +68,7 @@ def size(recipe: Recipe) -> Size:
 
 def measure(recipe: Recipe, of: Size, device: torch.device) -> Pace:
     """Some steps of the recipe's plain loop on random pixels, and one batch read out.  Its precision must be named."""
-    keep_memory()
+    memory.keep()
     recipe = replace(recipe, loop="plain", weights="fresh")  # compiling would take longer than it tells
     m, net, gate = build(recipe, of.classes)
     net.to(device, memory_format=torch.channels_last)

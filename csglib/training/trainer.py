@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from csglib import data, files, networks, runs
+from csglib import data, files, memory, networks, runs
 from csglib.analysis.metrics import accuracy, evaluate
 from csglib.data.images import Dataset, Pictures
 from csglib.data.streamed import AUTO, Reading
@@ -36,7 +36,7 @@ from csglib.runs import Run, packing, provenance
 from csglib.runs.inference import read_out
 from csglib.training import distributed
 from csglib.training.checkpoint import Checkpoint
-from csglib.training.loop import CaptureFailed, keep_memory, loop_of, loss_scaler
+from csglib.training.loop import CaptureFailed, loop_of, loss_scaler
 
 DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test loss of 1e5 is none: its statistics are young
 
@@ -131,7 +131,7 @@ def training(
     reading: Reading = AUTO,
 ) -> Generator[None, None, Run]:
     """One training of so many at once, which pauses after it has asked for an epoch's steps."""
-    keep_memory()
+    memory.keep()
     recipe, reason = settle_precision(recipe, device)
     with exact(device, "float32"):
         pass  # what the readout will ask for is refused now, not after the last epoch
