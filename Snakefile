@@ -75,8 +75,9 @@ elif LEFT_OUT and workflow.is_main_process:
     print(f"{len(LEFT_OUT)} runs are not published yet and left out of the book; each page names its own", file=sys.stderr)
 
 
-if workflow.is_main_process and PROFILE != "smoke" and (todo := [r for r in RECIPES.values() if wanted(r) and r.name not in THERE]):
-    print(f"{len(todo)} runs to train, about {pace.words(pace.total(todo, pick_device(None)))} here", file=sys.stderr)
+onstart:  # which a dry run leaves out: a few steps of each network take two minutes
+    if PROFILE != "smoke" and (todo := [r for r in RECIPES.values() if wanted(r) and r.name not in THERE]):
+        print(f"{len(todo)} runs to train, about {pace.words(pace.total(todo, pick_device(None)))} here", file=sys.stderr)
 
 
 rule book:
