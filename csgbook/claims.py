@@ -21,6 +21,8 @@ ICNN = "the aim of ICNN's loss (Zhang et al., CVPR 2018), whose tables were not 
 
 @dataclass(frozen=True)
 class Claim:
+    """One sentence that runs can contradict, and the statistic that decides it."""
+
     id: str
     page: str  # whose runs test it
     sentence: str

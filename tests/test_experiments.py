@@ -32,7 +32,7 @@ def test_every_page_has_valid_recipes_in_every_profile(page, profile):
             assert Recipe.from_dict(vars(recipe), "itself") == recipe
 
 
-@functools.lru_cache(2)  # a grid has each under several methods, one after the other
+@functools.cache
 def of_name(net: str) -> networks.Split:
     return networks.build(net, 10)
 

@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from csglib import Problem, data, memory, networks, runs
 from csglib.data import imagenet, streamed
 from csglib.data.streamed import Reading
+from csglib.errors import Damaged
 from csglib.paths import folder
 from csglib.recipe import Recipe
 from csglib.training import distributed, trainer
@@ -255,7 +256,7 @@ def test_a_broken_picture_is_named_when_it_is_reached(tree, workers):
     broken = tree / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
     found = data.load("imagenet:tree@16", reading=Reading("streamed", workers))
-    with pytest.raises(Problem, match=f"{broken.name} does not decode"):
+    with pytest.raises(Damaged, match=f"{broken.name} does not decode"):
         [*found.train.read([torch.arange(27)])]
 
 

@@ -16,6 +16,8 @@ PAIR = re.compile(r"<([^|>]+)\|([^|>]+)>")  # what is told of a positive value, 
 
 @dataclass(frozen=True)
 class Unit:
+    """How a metric is told: its factor, the digits that matter, and the words behind the number."""
+
     scale: float
     digits: int
     words: str
@@ -80,6 +82,7 @@ def sentence(c: dict) -> str:
 
 
 def said(c: dict) -> str:
+    """A judged claim as the sentence of its page: what was found, by how much, and how it may be read."""
     unit, ours = UNITS.get(c["metric"], POINTS), c["ours"]
     if c["verdict"] == "not measurable":
         return f"whether {either(c)} cannot be measured here: the score could not have come out otherwise"
@@ -116,6 +119,7 @@ def either(c: dict) -> str:
 
 
 def sure(known: Sequence[dict]) -> str:
+    """How sure a page is of its answers: from how many seeds they come, and what that cannot show."""
     seeds = sorted({c["n"] for c in known})
     if seeds == [1]:
         return "Not at all: each comparison rests on one run of each network."

@@ -124,6 +124,7 @@ class Best:
 
 
 def best(run: Run) -> Best:
+    """The best test accuracy before the first gated epoch, and after epochs of either kind from then on."""
     rows = [row for row in run.history if "test_accuracy" in row]
     first = next((i for i, row in enumerate(rows) if row["path"] == "gated"), len(rows))
     top = max(rows, key=lambda row: row["test_accuracy"])

@@ -129,6 +129,7 @@ def rule(
 
 
 def ordering(claim: Claim, e: Estimate) -> Ruling:
+    """The verdict on a difference: its direction, within the tolerance, and its size where the paper has one."""
     δ = claim.tolerance or 0.0
     way = int(direction(e, -δ))
     verdict, name = WORDS[way][claim.question], WORDS[way][2]
@@ -145,6 +146,7 @@ def ordering(claim: Claim, e: Estimate) -> Ruling:
 
 
 def number(claim: Claim, e: Estimate, comparable: bool) -> Ruling:
+    """The verdict on a value: whether its interval lies within the tolerance around the paper's, outside, or across."""
     v, δ = claim.paper, claim.tolerance or 0.0
     if not comparable and not claim.stated:
         return Ruling("inconclusive: another schedule")

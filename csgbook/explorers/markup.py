@@ -29,6 +29,7 @@ def packed(value):
 
 
 def control_html(uid: str, c) -> str:
+    """One control of an explorer, for a page without a kernel."""
     label, name = html.escape(c.label), f"{uid}-{c.id}"
     levels = [html.escape(level) for level in c.levels]
     if c.kind == "checks":

@@ -8,6 +8,7 @@ from csglib import Problem
 
 
 def made(shown: NetworkInPage):
+    """The explorer as widgets: both networks on one image, with filters that can be switched off."""
     import ipywidgets as w
 
     wide = {"description_width": "initial"}

@@ -34,6 +34,7 @@ def terms(
 @numba.njit(nogil=True, cache=True)
 @no_type_check
 def of_filter(x, y, sizes, k, psi):
+    """The sums over samples in one filter's estimate, class by class: `terms` of a single row."""
     N, C = len(x), len(sizes)
     first = np.zeros(C + 1, np.int64)
     first[1:] = np.cumsum(sizes)
@@ -70,6 +71,7 @@ def balanced(
 @numba.njit(nogil=True, cache=True)
 @no_type_check
 def of_drawn(x, drawn, sizes, k, psi):
+    """One filter's information about each class in nats, never below 0: `balanced` of a single row."""
     out = np.zeros(len(sizes))
     first = 0
     for c in range(len(sizes)):

@@ -17,7 +17,7 @@ from csglib.data.images import Dataset, Images, augment, batches, draw, to_float
 from csglib.data.pictures import asked
 from csglib.data.released import get, sized, verify
 from csglib.data.streamed import AUTO, Crop, Reading
-from csglib.errors import Problem
+from csglib.errors import Problem, Unknown
 from csglib.recipe import Recipe
 
 __all__ = ["CLASSES", "Dataset", "Images", "augment", "batches", "draw", "to_float"]
@@ -77,7 +77,7 @@ def refuse(name: str, *more: str) -> None:
     """Raise the Problem of an unknown data set, with the choice and what more there is."""
     there = f"; the folder of this name is folder:{name}" if os.path.isdir(os.path.expanduser(name)) else ""
     known = ", ".join(dict.fromkeys([*DATASETS, "tiny-imagenet", *more]))
-    raise Problem(
+    raise Unknown(
         f"unknown dataset {name!r}: choose one of {known}, or folder:PATH, pictures of your own with "
         f"one subfolder a class, voc:PATH, photographs with boxes, or imagenet:PATH{there}"
     )

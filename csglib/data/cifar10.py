@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from csglib.data.images import Dataset, Images
-from csglib.errors import Problem
+from csglib.errors import Damaged, Missing
 from csglib.paths import ROOT, digest
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -17,14 +17,14 @@ def load_cifar10_mini() -> Dataset:
     where = ROOT / "data" / "cifar10-mini"
     sums = where / "SHA256SUMS"
     if not sums.is_file():
-        raise Problem(f"the embedded sample is not in {where}: clone the whole repository, `git checkout data` restores it")
+        raise Missing(f"the embedded sample is not in {where}: clone the whole repository, `git checkout data` restores it")
     if digest(sums) != MINI_SHA256:
-        raise Problem(f"{sums} was altered: `git checkout data/cifar10-mini` restores it")
+        raise Damaged(f"{sums} was altered: `git checkout data/cifar10-mini` restores it")
     for line in sums.read_text().splitlines():
         sha256, name = line.split()
         path = where / name
         if not path.is_file() or digest(path) != sha256:
-            raise Problem(f"{path} is missing or altered: `git checkout data/cifar10-mini` restores it")
+            raise Damaged(f"{path} is missing or altered: `git checkout data/cifar10-mini` restores it")
 
     def read(part: str) -> Images:
         tiles = np.asarray(Image.open(where / f"{part}.webp").convert("RGB"))

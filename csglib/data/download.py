@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from csglib.errors import Problem
+from csglib.errors import Damaged, Problem
 from csglib.files import MIB, lock, short
 from csglib.paths import digest
 
@@ -68,7 +68,7 @@ def fetched(archive: Archive, what: str, part: Path, remedy: str) -> Iterator[Pa
             if archive.digest and digest(path, ALGORITHMS[len(archive.digest)]) != archive.digest:
                 kept = False
                 differs = f"(its {ALGORITHMS[len(archive.digest)]} differs)"
-                raise Problem(f"what came from {archive.url} is not the official release {differs}: try again, or {remedy}")
+                raise Damaged(f"what came from {archive.url} is not the official release {differs}: try again, or {remedy}")
             yield path
             kept = False
         except OSError as error:
@@ -159,7 +159,7 @@ def receive_rest(archive: Archive, what: str, path: Path, remedy: str) -> None:
             sink.truncate()
             while block := source.read(MIB):
                 if sink.tell() + len(block) > (total or MOST):
-                    raise Problem(f"{archive.url} sends more than {what} can have: try again later, or {remedy}")
+                    raise Damaged(f"{archive.url} sends more than {what} can have: try again later, or {remedy}")
                 sink.write(block)
                 bar.update(len(block))
             if sink.tell() < total:
@@ -183,4 +183,4 @@ def unpack(path: Path, into: Path, wanted: Collection[PurePosixPath] = ()) -> No
                     if not wanted or PurePosixPath(member.name) in wanted:
                         archive.extract(member, into, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise Problem(f"{path.name} cannot be unpacked ({short(str(error), 300)}): try again") from None
+        raise Damaged(f"{path.name} cannot be unpacked ({short(str(error), 300)}): try again") from None

@@ -25,7 +25,7 @@ from csglib.data.images import Dataset, Images, Pictures
 from csglib.data.pictures import Asked, Report, asked, endings, plain
 from csglib.data.released import TINY
 from csglib.data.streamed import AUTO, Crop, Reading, Streamed
-from csglib.errors import Problem
+from csglib.errors import Damaged, Missing, Problem
 from csglib.files import MIB, apart, check_size, read_text, short
 
 DEVKIT = Path("ILSVRC2012_devkit_t12") / "data"
@@ -59,7 +59,7 @@ def load_tiny(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Data
     wnids = read_text(root / "wnids.txt", "restore the release's file").split()
     train = in_folders(root / "train", root, inside="images")
     if odd := sorted(set(wnids) ^ set(train.wnids)):
-        raise Problem(f"{root} has {odd[0]} in one of wnids.txt and train alone: restore the release")
+        raise Damaged(f"{root} has {odd[0]} in one of wnids.txt and train alone: restore the release")
     parts = train, annotated(root, set(wnids))
     return dataset(name, wanted, parts, titles(sorted(wnids), words_of(root)), crop, reading)
 
@@ -70,19 +70,19 @@ def load_tiny(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Data
 def in_folders(part: Path, root: Path, inside: str = "") -> Listed:
     """The pictures of a folder with one subfolder a class."""
     if not part.is_dir():
-        raise Problem(f"there is no folder {part}: {root.name} needs train and val, with a subfolder a class")
+        raise Missing(f"there is no folder {part}: {root.name} needs train and val, with a subfolder a class")
     found = Listed([], [], [])
     for wnid in sorted(f.name for f in os.scandir(part) if f.is_dir() and not f.name.startswith(".")):
         add(found, root, part / wnid / inside, lambda _, wnid=wnid: wnid)
     if not found.names:
-        raise Problem(f"{part} has no picture in a subfolder of its class: unpack the release into {root}")
+        raise Missing(f"{part} has no picture in a subfolder of its class: unpack the release into {root}")
     return found
 
 
 def add(found: Listed, root: Path, folder: Path, wnid_of) -> None:
     """The pictures that lie in a folder, in the order of their names."""
     if not folder.is_dir():
-        raise Problem(f"there is no folder {folder}: restore it, or take its class out of both parts")
+        raise Missing(f"there is no folder {folder}: restore it, or take its class out of both parts")
     beneath = folder.relative_to(root).as_posix()
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in endings():
@@ -95,7 +95,7 @@ def size_of(entry: os.DirEntry) -> int:
     try:
         return entry.stat().st_size
     except OSError as error:
-        raise Problem(f"{entry.path} cannot be found ({error.strerror}): restore it, or take it out") from None
+        raise Missing(f"{entry.path} cannot be found ({error.strerror}): restore it, or take it out") from None
 
 
 def annotated(root: Path, wnids: set[str]) -> Listed:
@@ -103,7 +103,7 @@ def annotated(root: Path, wnids: set[str]) -> Listed:
     source = root / "val" / "val_annotations.txt"
     lines = [line.split("\t") for line in read_text(source, "restore the release's file").splitlines() if line.strip()]
     if odd := [line for line in lines if len(line) < 2 or line[1] not in wnids]:
-        raise Problem(f"{source} has a line {short(odd[0][0])!r} without a class of wnids.txt: restore the release's file")
+        raise Damaged(f"{source} has a line {short(odd[0][0])!r} without a class of wnids.txt: restore the release's file")
     return labelled(root, root / "val" / "images", source, dict(line[:2] for line in lines))
 
 
@@ -113,7 +113,7 @@ def labelled(root: Path, folder: Path, source: Path, wnid_of: dict[str, str]) ->
     add(found, root, folder, lambda name: wnid_of.get(name, ""))
     there = {name.rsplit("/", 1)[1] for name in found.names}
     if absent := sorted(set(wnid_of) - there):
-        raise Problem(f"{source} names {absent[0]}, which is not in {folder}: restore it, or take out its line")
+        raise Missing(f"{source} names {absent[0]}, which is not in {folder}: restore it, or take out its line")
     if unnamed := sorted(there - set(wnid_of)):
         raise Problem(f"{folder / unnamed[0]} is not named in {source}: take it out, or restore the list")
     return found
@@ -126,7 +126,7 @@ def from_devkit(root: Path) -> tuple[Listed, dict[str, str]]:
     """
     meta, truth = root / DEVKIT / "meta.mat", root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt"
     if not truth.is_file() or not meta.is_file():
-        raise Problem(
+        raise Missing(
             f"{root / 'val'} has no subfolder a class, and {truth.parent} lacks the devkit's lists, which say what the "
             "pictures show: unpack ILSVRC2012_devkit_t12.tar.gz there, or sort them into folders of their WordNet numbers"
         )
@@ -134,11 +134,11 @@ def from_devkit(root: Path) -> tuple[Listed, dict[str, str]]:
     synsets = apart(read_meta, meta, "restore it from the devkit")
     lines = read_text(truth, "restore it from the devkit").split()
     if unknown := [line for line in lines if line not in synsets]:
-        raise Problem(f"{truth} names class {short(unknown[0])!r}, which meta.mat does not have: restore both from the devkit")
+        raise Damaged(f"{truth} names class {short(unknown[0])!r}, which meta.mat does not have: restore both from the devkit")
     folder = root / "val"
     pictures = sorted(e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in endings()) if folder.is_dir() else []
     if len(pictures) != len(lines):
-        raise Problem(f"{folder} has {len(pictures)} pictures, and {truth} lists {len(lines)}: unpack the whole validation set")
+        raise Damaged(f"{folder} has {len(pictures)} pictures, and {truth} lists {len(lines)}: unpack the whole validation set")
     listed = dict(zip(pictures, (synsets[line][0] for line in lines), strict=True))
     return labelled(root, folder, truth, listed), dict(synsets.values())
 
@@ -170,7 +170,7 @@ def dataset(
     root, size, wnids = wanted.root, wanted.size, list(called)
     for part, other, where in ((*both, "val"), (*both[::-1], "train")):
         if odd := sorted(set(part.wnids) - set(other.wnids)):
-            raise Problem(f"{root} has no picture of class {odd[0]} in {where}: restore them, or take its pictures out of both")
+            raise Missing(f"{root} has no picture of class {odd[0]} in {where}: restore them, or take its pictures out of both")
     if (n := wanted.subset) is not None:
         if not 2 <= n <= len(wnids):
             raise Problem(f"{name} asks for {n} classes: choose 2 to {len(wnids)}")

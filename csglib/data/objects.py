@@ -20,7 +20,7 @@ from torch import Tensor
 from csglib.data.images import Dataset, Images
 from csglib.data.pictures import SIZE, Report, asked, checked, opened, plain, read
 from csglib.data.voc import Box, all_classes, boxes_of, names, picture_of, read_xml, remedy, splits, voc_folder
-from csglib.errors import Problem
+from csglib.errors import Damaged, Missing, Problem
 from csglib.files import MIB, apart, check_size
 from csglib.paths import digest
 
@@ -32,6 +32,8 @@ REMEDY = "add photographs, or name the classes that are there, as in voc:pets@ca
 
 @dataclass(frozen=True)
 class Objects:
+    """N objects, each cut from its photograph into a square of S pixels."""
+
     images: UInt8[Tensor, "N 3 S S"]
     labels: Int[Tensor, " N"]
     boxes: Float[Tensor, "N 4"]  # left, top, right, bottom in pixels of the cut; right and bottom outside the object
@@ -127,7 +129,7 @@ def read_voc(
     here = {thing.label for thing in found}
     if absent := [c for i, c in enumerate(classes) if i not in here]:
         why = f" ({told})" if str(told) else ""
-        raise Problem(f"{voc} has no object of class {absent[0]} in split {split}{why}: {REMEDY}")
+        raise Missing(f"{voc} has no object of class {absent[0]} in split {split}{why}: {REMEDY}")
     if report is None and str(told):
         warnings.warn(f"{voc}, {split}: {told}", stacklevel=2)
     return stacked(found)
@@ -135,6 +137,8 @@ def read_voc(
 
 @dataclass(frozen=True)
 class Photograph:
+    """One photograph as its files describe it, before objects are cut from it."""
+
     name: str
     picture: Image.Image | None  # not decoded where no object is wanted of it
     boxes: list[Box]
@@ -173,6 +177,7 @@ class Cut:
 
 
 def cut(photograph: Photograph, box: Box, classes: tuple[str, ...], size: int, context: float) -> Cut:
+    """The box with so much of its surroundings, in a square of `size` pixels, and the mask that fits it best."""
     square, shape = around(box, context, photograph.picture), best_shape(photograph.shapes, box)
     pixels = np.asarray(cut_out(photograph.picture, square, size)).copy()
     return Cut(
@@ -207,12 +212,12 @@ def read_shapes(folder: Path, picture: Image.Image, name: str) -> list[Shape]:
         with opened(png, "restore it, or remove it", ("PNG",)) as picture_of_ids:
             ids = np.asarray(picture_of_ids)
         if ids.ndim != 2:
-            raise Problem(f"{png} is no picture of object numbers, one a pixel: restore it, or remove it")
+            raise Damaged(f"{png} is no picture of object numbers, one a pixel: restore it, or remove it")
         shapes = [Shape(ids == i, {}) for i in np.unique(ids) if i not in (0, 255)]  # 0 is background, 255 the border
     else:
         return []
     if wrong := [s for s in shapes if s.mask.shape != (picture.height, picture.width)]:
-        raise Problem(f"a mask of {name} has {wrong[0].mask.shape} pixels, not those of its photograph: restore it")
+        raise Damaged(f"a mask of {name} has {wrong[0].mask.shape} pixels, not those of its photograph: restore it")
     return shapes
 
 

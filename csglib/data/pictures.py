@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageOps
 
 from csglib.data.images import Dataset, Pictures
-from csglib.errors import Problem
+from csglib.errors import Damaged, Missing, Problem
 from csglib.files import MIB, check_size, short
 from csglib.paths import folder
 
@@ -81,14 +81,14 @@ def asked(name: str, size: int = SIZE) -> Asked:
         if root.is_dir():
             return Asked(root, **options)
     if kind == "tiny-imagenet":
-        raise Problem(f"Tiny ImageNet is not in {folder()}: `csglib data get tiny-imagenet` fetches it, or unpack it there")
+        raise Missing(f"Tiny ImageNet is not in {folder()}: `csglib data get tiny-imagenet` fetches it, or unpack it there")
     inside = {
         "folder": "a subfolder of pictures for each class",
         "voc": "JPEGImages, Annotations and ImageSets",
         "imagenet": "train and val, with a subfolder a class",
     }[kind]
     more = "; behind a PATH may stand a size such as @64, and @skip" if "@" in path else ""
-    raise Problem(
+    raise Missing(
         f"there is no folder {here} here and no {folder() / here}: name one that has {inside}, as in {kind}:my-pictures{more}"
     )
 
@@ -166,7 +166,7 @@ def endings() -> dict[str, str]:
 
 def check(path: Path, remedy: str) -> None:
     if path.is_symlink() and not path.exists():
-        raise Problem(f"{path} is a link to {os.readlink(path)}, which is not there: {remedy}")
+        raise Missing(f"{path} is a link to {os.readlink(path)}, which is not there: {remedy}")
     check_size(path, FILE, remedy)
 
 
@@ -183,7 +183,7 @@ def opened(path: Path, remedy: str, formats: tuple[str, ...] = FORMATS) -> Itera
     except Problem:
         raise
     except Exception as error:  # damaged metadata fail in any way
-        raise Problem(f"{path} does not decode ({short(str(error))}): {remedy}") from None
+        raise Damaged(f"{path} does not decode ({short(str(error))}): {remedy}") from None
 
 
 def read(path: Path, remedy: str, near: int = 0) -> Image.Image:

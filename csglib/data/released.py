@@ -27,7 +27,7 @@ from csglib.data.cifar10 import CLASSES
 from csglib.data.download import ALGORITHMS, Archive
 from csglib.data.images import Dataset, Images
 from csglib.data.pictures import SIZES, plain
-from csglib.errors import Problem, check_name
+from csglib.errors import Damaged, Missing, Problem, check_name
 from csglib.files import KIB, MIB, read_text, short
 from csglib.paths import digest, folder
 
@@ -193,14 +193,15 @@ def verify(name: str, root: Path | None = None) -> str:
 
 
 def check(release: Release, where: Path, remedy: str) -> str:
+    """The digest of a release's files, as `verify` says.  Raises Missing or Damaged, with the remedy."""
     known = release.sums if isinstance(release, Binary) else {}
     for file in release.files if isinstance(release, Binary) else release.needs:
         path, told = where / file, known.get(file)
         if not path.exists():
-            raise Problem(f"{release.called} is not complete in {where.parent}: {file} is missing; {remedy}")
+            raise Missing(f"{release.called} is not complete in {where.parent}: {file} is missing; {remedy}")
         large = path.stat().st_size > release.archive.room  # no file of it is: it need not be read
         if told and (not path.is_file() or large or digest(path, ALGORITHMS[len(told)]) != told):
-            raise Problem(f"{path} differs from the official release: {remedy}")
+            raise Damaged(f"{path} differs from the official release: {remedy}")
     if not isinstance(release, Binary):
         return ""
     sums = list(known.values())
@@ -216,12 +217,13 @@ def remedy_of(name: str, where: Path) -> str:
 
 
 def read_names(release: Binary, where: Path, remedy: str) -> tuple[str, ...]:
+    """The names of its classes.  Raises Damaged where its list names another number of them, or one twice."""
     if not isinstance(release.names, str):
         return release.names
     path = where / release.names
     found = tuple(plain(line.strip()) for line in read_text(path, remedy, 16 * KIB).splitlines() if line.strip())
     if len(found) != release.classes or len(set(found)) < len(found):
-        raise Problem(f"{path} should name {release.classes} classes, one a line, and names {len(set(found))}: {remedy}")
+        raise Damaged(f"{path} should name {release.classes} classes, one a line, and names {len(set(found))}: {remedy}")
     return found
 
 
@@ -257,12 +259,12 @@ def load(name: str) -> Dataset:
         try:
             pixels, labels = release.read(paths, release.side)
         except ValueError as error:  # numpy's, where the bytes are no whole number of images
-            raise Problem(f"{paths[0]} holds no whole number of images ({error}): {remedy}") from None
+            raise Damaged(f"{paths[0]} holds no whole number of images ({error}): {remedy}") from None
         if (outside := int((labels >= release.classes).sum())) or len(pixels) != len(labels):
             told = (
                 f"{len(labels):,} labels for {len(pixels):,} images, {outside:,} of them of none of {release.classes} classes"
             )
-            raise Problem(f"{paths[-1]} has {told}: {remedy}")
+            raise Damaged(f"{paths[-1]} has {told}: {remedy}")
         images = torch.from_numpy(np.ascontiguousarray(pixels))
         if side != release.side:
             from torchvision.transforms.v2.functional import resize  # takes a second to import

@@ -142,12 +142,12 @@ def verify(root: Path, *parts: Streamed) -> str:
 
 
 class Decoder(torch.utils.data.Dataset):
-    """What a process of the loader holds: a chunk of places in, pixels out, or words for what is wrong with one."""
+    """What a process of the loader holds: a chunk of places in, pixels out, or the Problem that one of them has."""
 
     def __init__(self, root: Path, paths: np.ndarray, size: int, crop: Crop):
         self.root, self.paths, self.size, self.crop = root, paths, size, crop
 
-    def __getitem__(self, wanted: tuple[Tensor, Tensor | None]) -> UInt8[Tensor, "B 3 S S"] | str:
+    def __getitem__(self, wanted: tuple[Tensor, Tensor | None]) -> UInt8[Tensor, "B 3 S S"] | Problem:
         places, seeds = wanted
         pixels = torch.empty(len(places), 3, self.size, self.size, dtype=torch.uint8)
         if torch.utils.data.get_worker_info() is not None:
@@ -161,13 +161,13 @@ class Decoder(torch.utils.data.Dataset):
                     found = centre(path, self.size)
                 else:
                     found = resized(path, self.size, int(seeds[row]))
-            except Problem as problem:  # an exception would lose its class and its words on the way between processes
-                return str(problem)
+            except Problem as problem:  # as a value: raised, it would come out of this process as a traceback
+                return problem
             pixels[row] = torch.from_numpy(found)
         return pixels
 
 
-def ahead(chunks: Iterable[Tensor | str], device: torch.device) -> Iterator[Tensor]:
+def ahead(chunks: Iterable[Tensor | Problem], device: torch.device) -> Iterator[Tensor]:
     """Each chunk on the device; to a GPU the next one is copied, on a stream of its own, while this one is computed with."""
     if device.type != "cuda":
         for chunk in chunks:
@@ -186,7 +186,7 @@ def ahead(chunks: Iterable[Tensor | str], device: torch.device) -> Iterator[Tens
         yield before
 
 
-def sound(chunk: Tensor | str) -> Tensor:
-    if isinstance(chunk, str):
-        raise Problem(chunk)
+def sound(chunk: Tensor | Problem) -> Tensor:
+    if isinstance(chunk, Problem):
+        raise chunk
     return chunk

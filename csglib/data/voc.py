@@ -16,7 +16,7 @@ from PIL import Image
 from csglib.data import download
 from csglib.data.download import Archive
 from csglib.data.pictures import Report, composed, endings, part_of, plain
-from csglib.errors import Problem
+from csglib.errors import Damaged, Missing, Problem, Unknown
 from csglib.files import MIB, check_size, read_text, short
 from csglib.paths import folder
 
@@ -50,7 +50,7 @@ def voc_folder(root: Path) -> Path:
     ]
     if len(found) != 1:
         there = ", ".join(p.name for p in found) or "none"
-        raise Problem(f"{root} should hold one folder with JPEGImages, Annotations and ImageSets, and has {there}: name it")
+        raise Missing(f"{root} should hold one folder with JPEGImages, Annotations and ImageSets, and has {there}: name it")
     return found[0]
 
 
@@ -72,7 +72,7 @@ def names(voc: Path, split: str, report: Report) -> list[str]:
     """The photographs of a list."""
     if (path := list_of(voc, split)) is None:
         known = ", ".join(sorted(p.stem for p in (voc / "ImageSets" / "Main").glob("*.txt") if "_" not in p.stem)) or "no list"
-        raise Problem(
+        raise Unknown(
             f"{voc} has no split {split!r}: ImageSets/Main has {known}; write {split}.txt, one photograph's name a line"
         )
     known, found = {composed(p.stem): p.stem for p in (voc / "Annotations").glob("*.xml")}, []
@@ -86,7 +86,7 @@ def names(voc: Path, split: str, report: Report) -> list[str]:
         if name not in known and (bare := name.rpartition("."))[0] in known and f".{bare[2]}".lower() in endings():
             name = bare[0]
         if re.search(r"[/\\]|^\.", name) or not name.isprintable() or len(name) > 200:
-            raise Problem(f"{path} names {name[:80]!r}, which is no file of JPEGImages: correct the list")
+            raise Missing(f"{path} names {name[:80]!r}, which is no file of JPEGImages: correct the list")
         found += [known.get(name, name)] * bool(name)
     if len(found) > len(set(found)):
         raise Problem(f"{path} names a photograph twice: correct the list")
@@ -131,7 +131,7 @@ def read_tree(path: Path) -> ET.Element:
     try:
         return ET.parse(path, ET.XMLParser(target=Tree())).getroot()
     except (ET.ParseError, ValueError, LookupError) as error:
-        raise Problem(f"{path} cannot be read ({short(str(error))}): {remedy(path.stem)}") from None
+        raise Damaged(f"{path} cannot be read ({short(str(error))}): {remedy(path.stem)}") from None
 
 
 class Tree(ET.TreeBuilder):
@@ -145,6 +145,7 @@ SIDES = (("xmin", 1), ("ymin", 1), ("xmax", 0), ("ymax", 0))  # VOC counts from 
 
 
 def read_xml(path: Path, classes: tuple[str, ...]) -> Annotation:
+    """An annotation's boxes of these classes, from 0, and the photograph's size.  Raises Damaged where numbers are missing."""
     boxes, left, noted = [], Counter(), Counter()
     tree = read_tree(path)
     try:
@@ -158,7 +159,7 @@ def read_xml(path: Path, classes: tuple[str, ...]) -> Annotation:
             boxes.append(Box(known, *sides))
         width, height = (round(float(tree.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
     except (TypeError, ArithmeticError, ValueError) as error:
-        raise Problem(f"{path} cannot be read ({short(str(error))}): {remedy(path.stem)}") from None
+        raise Damaged(f"{path} cannot be read ({short(str(error))}): {remedy(path.stem)}") from None
     return Annotation(boxes, (width, height), left, noted)
 
 
@@ -168,13 +169,13 @@ def boxes_of(found: Annotation, picture: Image.Image, name: str) -> list[Box]:
     if all(found.size) and found.size != picture.size:
         turned = ", turned as its camera says," if found.size == (height, width) else ""
         told = "{} x {}".format(*found.size)
-        raise Problem(f"photograph {name} has {width} x {height} pixels{turned} and {told} in its annotation: {remedy(name)}")
+        raise Damaged(f"photograph {name} has {width} x {height} pixels{turned} and {told} in its annotation: {remedy(name)}")
     boxes = []
     for b in found.boxes:
         within = Box(b.name, max(b.left, 0), max(b.top, 0), min(b.right, width), min(b.bottom, height))
         out = max(-b.left, -b.top, b.right - width, b.bottom - height)
         if out > OUTSIDE or within.left >= within.right or within.top >= within.bottom:
-            raise Problem(
+            raise Damaged(
                 f"the {b.name} of photograph {name} has a box outside of its {width} x {height} pixels "
                 f"({b.left}, {b.top}, {b.right}, {b.bottom}): {remedy(name)}"
             )

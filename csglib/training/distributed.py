@@ -123,6 +123,8 @@ def normalise_jointly(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 class JointBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the images of all processes, so that their number changes no statistic."""
+
     def forward(self, x: Tensor) -> Tensor:
         """With the mean and variance of all processes' rows; in eval mode as torch's."""
         if not self.training:

@@ -232,6 +232,7 @@ def check(name: str) -> str:
 
 
 def finish(process: subprocess.Popen) -> str:
+    """What a process printed.  Raises Problem with its last line where it fails, or takes too long."""
     try:
         out, err = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
