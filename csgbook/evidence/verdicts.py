@@ -232,21 +232,25 @@ def ends(low: float, high: float, sign: str = "") -> str:
     return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
 
 
-def row(judged: dict, paper: str, sign: str, note: str = "") -> str:
-    """What stands behind the verdict in the table: its note, the numbers, the runs."""
+def row(judged: dict, paper: str, sign: str) -> str:
+    """What stands behind the verdict in the table: the numbers and the runs."""
     ours = "–" if judged["ours"] is None else f"{judged['ours']:{sign}.4f}"
     band = "–" if judged["low"] is None else ends(judged["low"], judged["high"], sign)
     runs = "; ".join(f"{of} {', '.join(links)}" for of, links in seeds(judged).items()) or "–"
-    return f"{note} | {paper} | {ours} | {band} | {runs} |"
+    return f" | {paper} | {ours} | {band} | {runs} |"
 
 
 def markdown(judged: Sequence[dict]) -> str:
-    """The table of claims, in Markdown; the schedule of the runs stands above it, or in each row where they differ."""
+    """The table of claims, in Markdown: above it the schedules of the runs, and if there are several their epochs in each row."""
     sources = list(dict.fromkeys(c["source"] for c in judged if c["source"]))
-    every = {other["schedule"] for c in judged for other in [c, *c.get("also", ())] if other["ours"] is not None}
-    note = {schedule: f" ({schedule})" for schedule in every if len(every) > 1}
-    lines = [f"All runs: {schedule}.\n" for schedule in every if len(every) == 1]
-    lines += ["| Claim | Verdict | Paper | Ours | 95 % interval | Seeds |", "|---|---|---|---|---|---|"]
+    every = {other["schedule"]: None for c in judged for other in [c, *c.get("also", ())] if other["ours"] is not None}
+    several = len(every) > 1
+    lines = [f"{'Runs' if several else 'All runs'}: {'; '.join(every)}.\n"] if every else []
+    epochs = {schedule: f" {schedule.rpartition(', ')[0]} |" for schedule in every} if several else {}
+    if len(set(epochs.values())) < len(epochs):
+        epochs = {schedule: f" {schedule} |" for schedule in every}
+    lines.append(f"| Claim |{' Trained for |' * several} Verdict | Paper | Ours | 95 % interval | Seeds |")
+    lines.append("|---" * (6 + several) + "|")
     for c in judged:
         sign = "+" if c["over"] else ""
         paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}" + " (unconfirmed)" * (c["metric"] in UNCONFIRMED)
@@ -254,8 +258,10 @@ def markdown(judged: Sequence[dict]) -> str:
         notes = [f"source {sources.index(c['source']) + 1}"] if c["source"] else []
         notes += [f"tolerance {c['tolerance']:g}"] if c["tolerance"] else []
         about = f" *({', '.join(notes)})*" if notes else ""
-        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{mark}{row(c, paper, sign, note.get(c['schedule'], ''))}")
+        length = epochs.get(c["schedule"], " – |" * several)
+        lines.append(f"| {c['sentence']}{about} |{length} **{c['verdict']}**{mark}{row(c, paper, sign)}")
         for other in c.get("also", ()):
-            lines.append(f"| *the same* | {other['verdict']}{row(other, '', sign, note.get(other['schedule'], ''))}")
+            length = epochs.get(other["schedule"], " – |" * several)
+            lines.append(f"| *the same* |{length} {other['verdict']}{row(other, '', sign)}")
     listed = "\n".join(f"{i + 1}. {source[0].upper()}{source[1:]}." for i, source in enumerate(sources))
     return "\n".join(lines) + f"\n\nSources of the claims and of the paper's numbers:\n\n{listed}\n"

@@ -18,7 +18,7 @@ MARKS = {"csg": (BLUE, "o"), "meaningless": (GREY, "x"), "std": (ORANGE, "s")}
 def rows(runs: Runs) -> Figure:
     """How often the gated path is right under each row, one mark a seed, and how often it names a wrong row's class."""
     found = masked(runs)
-    fig, ax = plt.subplots(figsize=(4.8, 3.3), layout="constrained")
+    fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for (kind, group), shift in zip(found.items(), (-0.22, 0.22, 0), strict=True):
         color, marker = MARKS[kind]
         for i, name in enumerate(DRAWN):
@@ -37,7 +37,7 @@ def rows(runs: Runs) -> Figure:
 @styled
 def random_labels() -> Figure:
     """Accuracy on held-out images, epoch by epoch: mean over seeds, and in the band all of them."""
-    fig, axes = plt.subplots(2, 1, figsize=(4.4, 4.4), sharex=True, layout="constrained")
+    fig, axes = plt.subplots(2, 1, figsize=(6.4, 4.4), sharex=True, layout="constrained")
     curves = (
         ("csg", "test_accuracy_gated", ORANGE, "-", "CSG, gated path, row of the label"),
         ("csg", "test_accuracy", BLUE, "-", "CSG, ungated path"),
@@ -71,7 +71,7 @@ def draw_band(ax, accuracies: np.ndarray, color: str, dash: str = "-", label: st
 @styled
 def before_and_after(runs: Runs) -> Figure:
     """Above, test accuracy after each epoch; below, its change over each gated epoch.  Means over seeds, bands of all seeds."""
-    fig, (top, low) = plt.subplots(2, 1, figsize=(4.4, 4.2), sharex=True, height_ratios=(3, 2), layout="constrained")
+    fig, (top, low) = plt.subplots(2, 1, figsize=(6.4, 4.2), sharex=True, height_ratios=(3, 2), layout="constrained")
     for name, color, dash, label in (("std", GREY, "--", "standard training"), ("csg", BLUE, "-", "CSG")):
         if group := runs.get(name, []):
             accuracies = np.array([[row["test_accuracy"] for row in run.history] for run in group])
