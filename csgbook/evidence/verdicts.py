@@ -241,7 +241,7 @@ def row(judged: dict, paper: str, sign: str) -> str:
 
 
 def markdown(judged: Sequence[dict]) -> str:
-    """The table of claims, in Markdown: above it the schedules of the runs, and if there are several their epochs in each row."""
+    """The table of claims, in Markdown: above it the schedules of the runs, whose epochs each row has if they differ."""
     sources = list(dict.fromkeys(c["source"] for c in judged if c["source"]))
     every = {other["schedule"]: None for c in judged for other in [c, *c.get("also", ())] if other["ours"] is not None}
     several = len(every) > 1
