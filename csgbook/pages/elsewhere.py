@@ -51,6 +51,7 @@ def differences(cells: Sequence[Cell]) -> Figure:
         ax.margins(x=0.15)
         if not drawn:
             ax.set_xlim(-0.05, 0.05)
+            ax.text(0.5, 0.5, LACKING, transform=ax.transAxes, ha="center", color=GREY)
         ax.xaxis.set_major_locator(ticker.MaxNLocator(2))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(axis="y", color=GREY, alpha=0.15, lw=0.6)
@@ -269,6 +270,9 @@ def stages(cells: Sequence[Cell]) -> Figure:
                 ax.plot([i] * len(values[i]), values[i], ".", color=color, ms=3, alpha=0.6)
         ax.set_xticks(range(len(cells)), [c.network for c in cells], rotation=30, ha="right")
         ax.set_title(TITLES[metric])
+        if not any(any(c.runs.values()) for c in cells):
+            ax.set_yticks([])
+            ax.text(0.5, 0.5, LACKING, transform=ax.transAxes, ha="center", color=GREY)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
 
