@@ -293,3 +293,8 @@ def test_the_list_of_results_has_every_claim_with_its_verdict_in_order(monkeypat
     entries = json.loads((tmp_path / "results.json").read_text())
     assert code == 0 and [e["id"] for e in entries] == [c.id for c in claims.CLAIMS], err
     assert all({"direction", "size", "tests", "holm", "paired", "question", "also"} <= set(e) for e in entries)
+
+
+def test_networks_on_data_of_their_own_do_not_decide_which_schedule_leads():
+    assert schedules.shared({"csg", "tiny-csg", "alternating"}) == {"csg", "alternating"}
+    assert schedules.shared({"animals-csg", "animals-std"}) == {"animals-csg", "animals-std"}  # there is no other

@@ -29,18 +29,26 @@ def found(page: str, profile: str, folder: Path | str | None = None) -> list[Run
     every = {name: experiments.published(page, name, folder) for name in profiles(profile)}
     own = experiments.book()["profiles"][profile].get("like", profile)
     sides = [{claim.of, claim.over} - {None} for claim in CLAIMS if claim.page == page]
-    asked = [names for names in (has_runs(every.get(own, {})), *sides) if names]
+    asked = [names for names in (shared(has_runs(every.get(own, {}))), *sides) if names]
     return [runs for runs in every.values() if any(names <= has_runs(runs) for names in asked)] or list(every.values())[-1:]
 
 
 def leading(by_schedule: Sequence[Runs], fit: Callable[[Run], bool] = lambda run: True) -> Runs:
     """What a page draws: the runs of the longest schedule that has all networks of the shortest, by runs that fit."""
     fitting = [{name for name, group in runs.items() if any(map(fit, group))} for runs in by_schedule]
-    return next(runs for runs, names in zip(by_schedule, fitting, strict=True) if fitting[-1] <= names)
+    return next(runs for runs, names in zip(by_schedule, fitting, strict=True) if shared(fitting[-1]) <= names)
 
 
 def has_runs(runs: Runs) -> set[str]:
     return {name for name, group in runs.items() if group}
+
+
+def shared(names: set[str]) -> set[str]:
+    """Those on the data that all profiles share, if there are any; the others, as on Tiny ImageNet, have no longer training."""
+    table = experiments.book()
+    of_kind = [profile.get("kinds", {}) for profile in table["profiles"].values()]
+    kinds = {name: table["experiments"].get(name, {}).get("kind") for name in names}
+    return {name for name, kind in kinds.items() if not any("dataset" in fields.get(kind, {}) for fields in of_kind)} or names
 
 
 def lengths(profile: str, folder: Path | str | None = None) -> dict[int, Runs]:
