@@ -4,12 +4,14 @@ example in a browser against csglib.methods.csg."""
 import dataclasses
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from docutils import nodes
 
 from csgbook import claims, experiments
 from csgbook.evidence import cut, schedules, use
@@ -414,6 +416,12 @@ def test_a_script_that_fails_leaves_the_figure_and_a_sentence(browser, tmp_path)
 )  # fmt: skip
 def test_a_cell_with_a_number_is_marked_so_that_it_never_breaks(text, number):
     assert bool(layout.NUMBER.fullmatch(text)) == number
+
+
+def test_a_commit_of_digits_alone_is_no_number():
+    number, commit = nodes.entry("", nodes.paragraph("", "43284505")), nodes.entry("", nodes.literal("", "43284505"))
+    layout.mark(SimpleNamespace(env=SimpleNamespace(docname="table1")), nodes.row("", number, commit))
+    assert number["classes"] == ["number"] and commit["classes"] == []
 
 
 def test_every_function_that_draws_photographs_is_known_to_the_book():

@@ -77,7 +77,7 @@ def test_without_a_run_of_both_a_cell_is_empty_and_nothing_is_counted():
     assert grid.signs(empty, "picnn") is None
     assert "Not answered yet" in elsewhere.answer(empty).data
     assert [elsewhere.told(c, "picnn", "accuracy") for c in empty] == [""] * 3
-    assert "not run here" in elsewhere.table(empty[:1]).data
+    assert "not run here" in elsewhere.table(empty[:1]).data and "no cell to count" in elsewhere.count(empty).data
 
 
 def test_a_training_that_diverged_is_named_and_counts_as_a_failure():

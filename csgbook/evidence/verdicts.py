@@ -241,27 +241,26 @@ def row(judged: dict, paper: str, sign: str) -> str:
 
 
 def markdown(judged: Sequence[dict]) -> str:
-    """The table of claims, in Markdown: above it the schedules of the runs, whose epochs each row has if they differ."""
+    """The table of claims, in Markdown: above it the schedules of the runs, whose epochs stand in each row if they differ."""
     sources = list(dict.fromkeys(c["source"] for c in judged if c["source"]))
     every = {other["schedule"]: None for c in judged for other in [c, *c.get("also", ())] if other["ours"] is not None}
     several = len(every) > 1
     lines = [f"{'Runs' if several else 'All runs'}: {'; '.join(every)}.\n"] if every else []
-    epochs = {schedule: f" {schedule.rpartition(', ')[0]} |" for schedule in every} if several else {}
+    epochs = {schedule: schedule.rpartition(", ")[0] for schedule in every} if several else {}
     if len(set(epochs.values())) < len(epochs):
-        epochs = {schedule: f" {schedule} |" for schedule in every}
-    lines.append(f"| Claim |{' Trained for |' * several} Verdict | Paper | Ours | 95 % interval | Seeds |")
-    lines.append("|---" * (6 + several) + "|")
+        epochs = {schedule: schedule for schedule in every}
+    lines += ["| Claim | Verdict | Paper | Ours | 95 % interval | Seeds |", "|---|---|---|---|---|---|"]
     for c in judged:
         sign = "+" if c["over"] else ""
         paper = "–" if c["paper"] is None else f"{c['paper']:{sign}.4f}" + " (unconfirmed)" * (c["metric"] in UNCONFIRMED)
         mark = " †" * bool({"direction", "number"} & set(c.get("holm", ())))
-        notes = [f"source {sources.index(c['source']) + 1}"] if c["source"] else []
+        notes = [epochs[c["schedule"]]] if c["schedule"] in epochs else []
+        notes += [f"source {sources.index(c['source']) + 1}"] if c["source"] else []
         notes += [f"tolerance {c['tolerance']:g}"] if c["tolerance"] else []
         about = f" *({', '.join(notes)})*" if notes else ""
-        length = epochs.get(c["schedule"], " – |" * several)
-        lines.append(f"| {c['sentence']}{about} |{length} **{c['verdict']}**{mark}{row(c, paper, sign)}")
+        lines.append(f"| {c['sentence']}{about} | **{c['verdict']}**{mark}{row(c, paper, sign)}")
         for other in c.get("also", ()):
-            length = epochs.get(other["schedule"], " – |" * several)
-            lines.append(f"| *the same* |{length} {other['verdict']}{row(other, '', sign)}")
+            after = f" after {epochs[other['schedule']]}" if other["schedule"] in epochs else ""
+            lines.append(f"| *the same{after}* | {other['verdict']}{row(other, '', sign)}")
     listed = "\n".join(f"{i + 1}. {source[0].upper()}{source[1:]}." for i, source in enumerate(sources))
     return "\n".join(lines) + f"\n\nSources of the claims and of the paper's numbers:\n\n{listed}\n"

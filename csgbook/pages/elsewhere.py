@@ -107,6 +107,8 @@ def sentence(cells: Sequence[Cell], method: str) -> str:
 
 def count(cells: Sequence[Cell]) -> Markdown:
     """How many cells hold, which half fails in the others, for both methods; and the sign tests of each half."""
+    if all(c.holds(method) is None for c in cells for method in ("picnn", "csg")):
+        return Markdown("There is no cell to count yet.")
     rows = []
     for method in ("picnn", "csg"):
         told = [c for c in cells if c.holds(method) is not None]

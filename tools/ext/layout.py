@@ -17,14 +17,15 @@ NUMBER = re.compile(rf"{VALUE}(?:\s*±\s*{VALUE})?(?:\s*(?:to|/|of)\s*{VALUE})?(
 def mark(app, doctree):
     docname = app.env.docname
     for entry in doctree.findall(nodes.entry):
-        if NUMBER.fullmatch(entry.astext().strip()):
+        code = next(entry.findall(nodes.literal), None) is not None  # as is a commit of digits alone
+        if NUMBER.fullmatch(entry.astext().strip()) and not code:
             entry["classes"].append("number")
         elif len(entry.astext()) > 40:
             entry["classes"].append("sentence")
     if docname == "results":
         for row in doctree.findall(nodes.row):
             if isinstance(row.parent, nodes.tbody):
-                row["classes"].append(f"verdict-{kind(row[1].astext().removesuffix(' †').split(':')[0].split(' (')[0])}")
+                row["classes"].append(f"verdict-{kind(row[1].astext().removesuffix(' †').split(':')[0])}")
 
 
 def setup(app):
