@@ -113,7 +113,13 @@ def test_the_page_tells_what_pictures_in_files_take(monkeypatch):
     rates = {"read": [900, 1100], "read_usual": [500], "train": [300], "train_float32": [150], "train_usual": [100]}
     parts = {"picture": {"side": 64, "bytes": 0.1, "decoded": 0.5, "squared": 1.5}, "mis": {"seconds": 40.2, "peak_mb": 300.0}}
     whole = {"epoch": {"peak_mb": 1500.0, "pixels_mb": 5400.0, "images_per_second": 280.0}}
-    stamp = {"size": 128, "net": "resnet8", "precision": "bfloat16", "hardware": {"processor": "a processor", "threads": 2}}
+    stamp = {
+        "size": 128,
+        "net": "resnet8",
+        "batch": 64,
+        "precision": "bfloat16",
+        "hardware": {"processor": "a processor", "threads": 2},
+    }
     monkeypatch.setattr(measured, "read", lambda kind: rates | parts | whole | stamp if kind == "files" else {})
     told = benchmarks.from_files().data
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.split("\n\n")[0].splitlines()[2:]]

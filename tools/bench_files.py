@@ -34,7 +34,7 @@ from csglib.runs import provenance
 from csglib.training import trainer
 from csglib.training.loop import loop_of
 
-SIZE, BATCH, NET = 128, 128, "resnet8"
+SIZE, BATCH, NET = 128, 64, "resnet8"
 ALONE, STEPS = 20_000, 60  # pictures read without a network; steps of training
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def main(rounds: int) -> None:
     told = {name: [round(v) for v in values] for name, values in found.items()}
     whole = {"picture": child("picture"), "epoch": child("epoch"), "mis": child("mis")}
     stamp = {name: here[name] for name in ("commit", "dirty", "hardware")}
-    measured.write("files", told | whole | {"size": SIZE, "net": NET, "precision": native(CPU)[0]} | stamp)
+    measured.write("files", told | whole | {"size": SIZE, "batch": BATCH, "net": NET, "precision": native(CPU)[0]} | stamp)
 
 
 def child(what: str) -> dict:
@@ -157,7 +157,9 @@ def epoch() -> dict:
 
     threading.Thread(target=watch, daemon=True).start()
     with tempfile.TemporaryDirectory() as place:
-        recipe = Recipe(dataset=f"tiny-imagenet@{SIZE}", method="standard", net=NET, epochs=1, precision=native(CPU)[0])
+        recipe = Recipe(
+            dataset=f"tiny-imagenet@{SIZE}", method="standard", net=NET, epochs=1, batch_size=BATCH, precision=native(CPU)[0]
+        )
         run = trainer.train(recipe, Path(place) / "run", "cpu")
     done.set()
     rate, pixels = run.provenance["images_per_second"], 3 * SIZE**2 * 110_000

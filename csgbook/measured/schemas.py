@@ -96,7 +96,7 @@ MEASURED["files"] = sealed(
     | {"picture": record({"side": WHOLE} | dict.fromkeys(("bytes", "decoded", "squared"), POSITIVE), rest=False)}
     | {"epoch": record(dict.fromkeys(("peak_mb", "pixels_mb", "images_per_second"), POSITIVE), rest=False)}
     | {"mis": record(dict.fromkeys(("seconds", "peak_mb"), POSITIVE), rest=False)}
-    | {"size": WHOLE, "net": PLAIN, "precision": PLAIN, "commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
+    | {"size": WHOLE, "batch": WHOLE, "net": PLAIN, "precision": PLAIN, "commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
 MEASURED["speed"] = sealed({"rows": {"type": "array", "items": SPEED}})
 SIDE = {"type": "array", "items": {"type": "number", "minimum": -1000, "maximum": 1000}}
