@@ -124,7 +124,7 @@ def test_the_page_tells_what_pictures_in_files_take(monkeypatch):
     told = benchmarks.from_files().data
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.split("\n\n")[0].splitlines()[2:]]
     assert [row[1:] for row in table] == [["1,000", "500", "2.00"], ["300", "100", "3.00"], ["150", "100", "1.50"]]
-    assert "reading its bytes takes 0.10, decoding 0.40 and resizing 1.00: the bound is the processor, not the disk" in told
+    assert "reading takes 0.10, decoding 0.40 and resizing 1.00: the bound is the processor, not the disk" in told
     assert "5.4 GB of pixels" in told and "at most 1.50 GB of memory" in told and "takes 40 s and 300 MB" in told
     monkeypatch.setattr(measured, "read", lambda kind: {})
     assert "`python tools/bench_files.py` does it" in benchmarks.from_files().data

@@ -128,8 +128,8 @@ def from_files() -> Markdown:
     return Markdown(
         f"{markdown(shown).data}\n\n"
         f"Images per second, medians of {len(d['read'])} rounds on {h['processor']}, {h['threads']} threads, of Tiny ImageNet, "
-        f"whose pictures had {p['side']} x {p['side']} pixels there, brought to {d['size']} x {d['size']}, in batches of {d['batch']}. Of "
-        f"{p['squared']:.2f} ms that a picture takes on one core, reading its bytes takes {p['bytes']:.2f}, decoding "
+        f"whose pictures had {p['side']} x {p['side']} pixels there, brought to {d['size']} x {d['size']}, in batches of "
+        f"{d['batch']}. Of {p['squared']:.2f} ms that a picture takes on one core, reading takes {p['bytes']:.2f}, decoding "
         f"{p['decoded'] - p['bytes']:.2f} and resizing {rest:.2f}: the bound is {bound}. A whole epoch, "
         f"{e['pixels_mb'] / 1000:.1f} GB of pixels with those of the validation set, took at most {e['peak_mb'] / 1000:.2f} GB "
         f"of memory, all processes together. MIS of 50,000 images, 512 filters and 1,000 classes takes {m['seconds']:.0f} s "
