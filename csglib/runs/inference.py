@@ -36,8 +36,9 @@ def read_out(
     """
     net.eval()
     device, features = images.device, []
-    size = 1000 if device.type == "cuda" else 200  # what fills a GPU, what a CPU's caches hold
-    for batch in images.read(torch.arange(len(images)).split(size)):
+    many, least = (1000, 100) if device.type == "cuda" else (200, 8)  # what fills a GPU, what a CPU's caches hold, at 32 pixels
+    many = max(least, many * 32**2 // max(32, images.size) ** 2)  # 200 pictures of 128 pixels took 0.2 GB a layer
+    for batch in images.read(torch.arange(len(images)).split(many)):
         with autocast(device, precision):
             features.append(net.pooled(data.to_float(batch)).float())
     a = torch.cat(features)
