@@ -144,3 +144,12 @@ def test_a_readout_holds_what_a_plain_forward_pass_gives(third_party, mini):
         assert torch.allclose(readout.logits, third_party(some.images.float() / 255), atol=1e-4)
         assert torch.allclose(readout.features, third_party.pooled(some.images.float() / 255), atol=1e-5)
     assert torch.equal(readout.labels, some.labels)
+
+
+@pytest.mark.parametrize("size, largest", [(32, 200), (64, 50), (128, 12), (512, 8)])
+def test_a_batch_of_the_readout_has_as_many_pixels_whatever_the_pictures_size(size, largest):
+    taken = []
+    net = networks.build("resnet8", 10)
+    net.features.register_forward_hook(lambda _module, given, _out: taken.append(len(given[0])))
+    inference.read_out(net, None, data.Images(torch.zeros(201, 3, size, size, dtype=torch.uint8), torch.zeros(201).long()))
+    assert sum(taken) == 201 and max(taken) == largest
