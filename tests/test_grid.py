@@ -103,6 +103,15 @@ def test_the_sign_test_counts_networks_by_their_means_over_data_sets():
     assert (s.low, s.high) == pytest.approx(tuple(test.proportion_ci()))
     said = elsewhere.answer(found).data
     assert "holds in 9 of 10 networks" in said and "in 9 of 20 cells" in said and "sign test p = 0.021" in said
+    assert "So far" not in said
+
+
+def test_the_answer_says_how_much_of_the_grid_it_rests_on():
+    one = cell("n0", "a", std=STD[:1], picnn=shifted(0.01, 0.1, 1))
+    said = elsewhere.answer([one, cell("n1", "a"), cell("n1", "b")]).data
+    assert "So far 1 of 2 networks and 1 of 2 data sets have runs, each with a single seed, which decides nothing." in said
+    said = elsewhere.answer([cell("n0", "a", std=STD, picnn=shifted(0.01, 0.1)), cell("n1", "a")]).data
+    assert said.endswith(" So far 1 of 2 networks and 1 of 1 data sets have runs.")
 
 
 def test_intervals_decide_a_cell_only_where_both_halves_are_clear():

@@ -85,7 +85,20 @@ def answer(cells: Sequence[Cell]) -> Markdown:
     told = [sentence(cells, method) for method in ("picnn", "csg")]
     if not any(told):
         return Markdown("**Not answered yet:** the runs that would tell are not here.")
-    return Markdown(f"**{' '.join(filter(None, told))}**")
+    return Markdown(f"**{' '.join(filter(None, told))}**{so_far(cells)}")
+
+
+def so_far(cells: Sequence[Cell]) -> str:
+    """How much of the grid the answer rests on, where that is not all of it."""
+    ran = [c for c in cells if c.holds("picnn") is not None or c.holds("csg") is not None]
+    alone = all(len(group) < 2 for c in ran for group in c.runs.values())
+    (nets, data), (all_nets, all_data) = (
+        (len({c.network for c in some}), len({c.data for c in some})) for some in (ran, cells)
+    )
+    if (nets, data) == (all_nets, all_data) and not alone:
+        return ""
+    seeds = ", each with a single seed, which decides nothing" if alone else ""
+    return f" So far {nets} of {all_nets} networks and {data} of {all_data} data sets have runs{seeds}."
 
 
 def sentence(cells: Sequence[Cell], method: str) -> str:
