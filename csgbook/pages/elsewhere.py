@@ -284,7 +284,7 @@ def stages(cells: Sequence[Cell]) -> Figure:
             for i in at:
                 ax.plot([i] * len(values[i]), values[i], ".", color=color, ms=3, alpha=0.6)
         ax.set_xticks(range(len(cells)), [c.network for c in cells], rotation=30, ha="right")
-        ax.set_title(TITLES[metric])
+        ax.set_title(TITLES[metric].replace(" without ", "\nwithout "))
         if not any(any(c.runs.values()) for c in cells):
             ax.set_yticks([])
             ax.text(0.5, 0.5, LACKING, transform=ax.transAxes, ha="center", color=GREY)
