@@ -109,9 +109,9 @@ def test_the_sign_test_counts_networks_by_their_means_over_data_sets():
 def test_the_answer_says_how_much_of_the_grid_it_rests_on():
     one = cell("n0", "a", std=STD[:1], picnn=shifted(0.01, 0.1, 1))
     said = elsewhere.answer([one, cell("n1", "a"), cell("n1", "b")]).data
-    assert "So far 1 of 2 networks and 1 of 2 data sets have runs, each with a single seed, which decides nothing." in said
+    assert "So far 1 of 3 cells have runs, each with a single seed, which decides nothing." in said
     said = elsewhere.answer([cell("n0", "a", std=STD, picnn=shifted(0.01, 0.1)), cell("n1", "a")]).data
-    assert said.endswith(" So far 1 of 2 networks and 1 of 1 data sets have runs.")
+    assert said.endswith(" So far 1 of 2 cells have runs.")
 
 
 def test_intervals_decide_a_cell_only_where_both_halves_are_clear():

@@ -92,13 +92,10 @@ def so_far(cells: Sequence[Cell]) -> str:
     """How much of the grid the answer rests on, where that is not all of it."""
     ran = [c for c in cells if c.holds("picnn") is not None or c.holds("csg") is not None]
     alone = all(len(group) < 2 for c in ran for group in c.runs.values())
-    (nets, data), (all_nets, all_data) = (
-        (len({c.network for c in some}), len({c.data for c in some})) for some in (ran, cells)
-    )
-    if (nets, data) == (all_nets, all_data) and not alone:
+    if len(ran) == len(cells) and not alone:
         return ""
     seeds = ", each with a single seed, which decides nothing" if alone else ""
-    return f" So far {nets} of {all_nets} networks and {data} of {all_data} data sets have runs{seeds}."
+    return f" So far {len(ran)} of {len(cells)} cells have runs{seeds}."
 
 
 def sentence(cells: Sequence[Cell], method: str) -> str:
