@@ -117,8 +117,9 @@ rule notebook:
     threads: lambda wildcards: 1 if PROFILE == "smoke" or experiments.recipes(wildcards.page, PROFILE, RUNS) else 64
     params:
         values=lambda wildcards: json.dumps(PARAMETERS[wildcards.page]),
+        flags="--solutions" if PROFILE == "smoke" else "",  # a test runs the exercises too
     shell:
-        "python tools/execute.py {wildcards.page:q} {params.values:q} {output:q}"
+        "python tools/execute.py {wildcards.page:q} {params.values:q} {output:q} {params.flags}"
 
 
 rule results:

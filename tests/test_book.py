@@ -17,6 +17,7 @@ from csglib import Problem
 from csglib.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+import execute  # noqa: E402
 from conftest import BUILD, snakemake  # noqa: E402
 from parameters import parameters  # noqa: E402
 
@@ -107,6 +108,28 @@ def test_an_unknown_profile_stops_before_anything_runs(tmp_path):
     assert done.returncode != 0
     assert "unknown profile 'fast': choose one of smoke, quick, short, paper" in done.stderr + done.stdout
     assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.slow
+def test_solutions_of_exercises_run_behind_the_page_stop_it_where_they_fail_and_are_not_kept(tmp_path, monkeypatch):
+    """The smoke profile runs those of all pages, which the fixture html would show."""
+    (tmp_path / "book").mkdir()
+    monkeypatch.setattr(execute, "ROOT", tmp_path)
+    cells = [nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})]
+    cells += [
+        nbformat.v4.new_markdown_cell(f":::{{dropdown}} Solution\n```py\n{code}\n```\n:::") for code in ("y = x + 1", "z = y")
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    page = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(page, tmp_path / "book" / "page.ipynb")
+    execute.execute("page", {"x": 2}, tmp_path / "done.ipynb", solutions=True)
+    done = nbformat.read(tmp_path / "done.ipynb", 4)
+    assert [cell.source for cell in done.cells if cell.cell_type == "code"][0] == "x = 1" and len(done.cells) == 4
+    page.cells[1].source = page.cells[1].source.replace("x + 1", "claims.x")
+    nbformat.write(page, tmp_path / "book" / "page.ipynb")
+    with pytest.raises(execute.papermill.PapermillExecutionError, match="claims"):
+        execute.execute("page", {}, tmp_path / "again.ipynb", solutions=True)
+    assert not (tmp_path / "again.ipynb").exists()
 
 
 def test_results_list_every_claim_with_its_runs(html):

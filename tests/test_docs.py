@@ -46,7 +46,7 @@ SHOWN = (
     "json",
     "bibtex",
     "diff",
-    "py",  # needs a package that is not installed; the page says which, and why
+    "py",  # of a notebook: a solution, which the smoke profile runs; else it needs a package that is not here, and says which
 )  # blocks that are not run; differences are applied by tests/test_contributing.py
 
 

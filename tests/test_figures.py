@@ -34,7 +34,7 @@ def groups(pair):
 
 DRAWINGS = {
     "gate_and_information": (lambda pair: figures.gate_and_information(pair, data.CLASSES), 6),
-    "correlations": (lambda pair: figures.correlations(pair), 4),
+    "correlations": (lambda pair: figures.correlations(pair), 6),
     "confusions": (lambda pair: figures.confusions(pair, torch.tensor([0, 5]), data.CLASSES), 4),
     "centres": (lambda pair: figures.centres(pair, data.CLASSES), 2),
     "clusters": (lambda pair: figures.clusters(pair, data.CLASSES, n=60), 4),

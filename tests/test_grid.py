@@ -1,6 +1,7 @@
 """A grid of networks: in which cells a claim holds, what is empty, what is named, and what its learning rates come from."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -121,15 +122,27 @@ def test_intervals_decide_a_cell_only_where_both_halves_are_clear():
     assert not cell(std=STD[:1], picnn=shifted(0.01, 0.05, 1)).sure("picnn")
 
 
-def test_an_empty_cell_has_no_mark_and_one_seed_no_interval():
+def test_one_seed_has_no_interval_and_a_network_without_runs_no_row():
     full, one, none = cell("a", std=STD, csg=shifted(0.01, 0.1)), cell("b", std=STD[:1], csg=shifted(0, 0.1, 1)), cell("c")
     ax = elsewhere.differences([full, one, none]).axes[0]
     marks = [c.lines[0] for c in ax.containers]
     assert [round(float(m.get_ydata()[0])) for m in marks] == [0, 1]
     assert [m.get_markerfacecolor() for m in marks] == [COLOURS["csg"], "white"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in elsewhere.differences([none]).axes[0].get_yticklabels()] == ["c"]
     beside = elsewhere.differences([full, cell("a", "animals")]).axes  # a data set without runs takes no room
     assert [ax.get_title() for ax in beside] == ["cifar10\naccuracy", "cifar10\nMIS / bound"]
+
+
+def test_a_network_has_a_row_for_each_method_and_those_without_runs_are_named():
+    full, one, none = cell("a", std=STD, picnn=shifted(0.01, 0.1)), cell("b", std=STD[:1], csg=shifted(-0.1, 0, 1)), cell("c")
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in elsewhere.table([full, one, none]).data.splitlines()]
+    a, changed, b, lower = rows[4:8]
+    assert (a[0], *a[2:]) == ("a", "STD", "0.810 ± 0.010", "0.210 ± 0.010", "", "3")
+    assert changed[0] == "" and changed[2] == "PICNN − STD" and changed[5:] == ["holds †", "3"]
+    assert re.fullmatch(r"\+0\.010 \(\+0\.\d{3} to \+0\.\d{3}\)", changed[3])
+    assert (b[0], lower[3], *lower[5:]) == ("b", "−0.099", "fails", "1")
+    assert elsewhere.table([full, one, none]).data.endswith("No run yet: c.")
 
 
 def test_few_filters_are_named(monkeypatch):

@@ -2,6 +2,7 @@ import dataclasses
 import re
 
 import pytest
+import torch
 
 from csgbook import claims
 from csgbook.evidence import verdicts
@@ -30,10 +31,11 @@ def fake(seed: int, accuracy: float, gpu: str | None = None) -> Run:
 def test_the_table_gives_mean_and_deviation_over_seeds_beside_the_papers_number():
     runs = {"std": [fake(0, 0.90), fake(1, 0.92)], "csg": []}
     table = tables.metrics_table(runs, {"paper": {"std": {"accuracy": 0.9169}}}).data
-    accuracy = next(line for line in table.splitlines() if "Accuracy" in line)
-    assert [cell.strip() for cell in accuracy.split("|")[1:-1]] == ["Accuracy", "0.9100 ± 0.0141", "0.9169"]
-    assert [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]] == ["runs", "2", ""]
-    empty = tables.metrics_table({"std": [], "csg": []}, {}).data.splitlines()[0]
+    head, _, ours, paper = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert (head[0], head[1], head[-1]) == ("Network", "Accuracy", "Runs")
+    assert (ours[0], ours[1], ours[-1]) == ("STD, ours", "0.9100 ± 0.0141", "2")
+    assert (paper[0], paper[1], paper[-1]) == ("STD, paper", "0.9169", "")
+    empty = tables.metrics_table({"std": [], "csg": []}, {}).data
     assert "STD, ours" in empty and "CSG, ours" in empty
 
 
@@ -91,6 +93,15 @@ def test_every_table_of_a_readout_holds_for_a_network_with_and_without_a_gate_an
     ):
         text = table(runs).data
         assert "nan" not in text and re.search(r"0\.\d{3}", text), table.__name__
+
+
+def test_filters_with_shuffled_classes_have_the_contrast_of_chance(run, monkeypatch):
+    """Where filters of a class are parallel and others orthogonal the contrast is one; with classes shuffled, almost none."""
+    monkeypatch.setattr(verdicts, "last_weights", lambda run: torch.eye(10)[metrics.owners(run.readout)])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.correlation({"csg": [run]}).data.splitlines()]
+    found = dict(rows)
+    assert found["weights, contrast"] == "1.000"
+    assert abs(float(found["weights, contrast with classes shuffled"])) < 0.05 < float(found["responses, contrast"])
 
 
 def test_the_ablations_say_what_they_change_and_which_are_missing():

@@ -33,9 +33,12 @@ LACKING = "not run here"
 
 @styled
 def differences(cells: Sequence[Cell]) -> Figure:
-    """A row per network, two columns per data set that has runs: differences from standard training, a mark per method."""
-    names = list(dict.fromkeys(c.network for c in cells))
+    """A row per network, two columns per data set: differences from standard training, a mark per method.
+
+    Networks and data sets without runs are left out, unless none has any.
+    """
     drawn = [c for c in cells if any(c.holds(method) is not None for method in ("csg", "picnn"))]
+    names = list(dict.fromkeys(c.network for c in drawn or cells))
     data = list(dict.fromkeys(c.data for c in drawn or cells[:1]))
     size = (6.4, 1.2 + 0.3 * len(names))
     fig, axes = plt.subplots(1, 2 * len(data), figsize=size, sharey=True, layout="constrained", squeeze=False)
@@ -43,7 +46,7 @@ def differences(cells: Sequence[Cell]) -> Figure:
         ax.axvline(0, color=GREY, lw=0.8)
         if metric == "accuracy":
             ax.axvspan(-grid.TOLERANCE, 0, color=GREY, alpha=0.2, lw=0)
-        for cell in (c for c in cells if c.data == of):
+        for cell in (c for c in drawn if c.data == of):
             draw_cell(ax, cell, metric, names.index(cell.network))
         ax.set_title(f"{of}\n{TITLES[metric]}", fontsize=8 if len(data) < 3 else 6.5)
         ax.set_yticks(range(len(names)), names)
@@ -141,28 +144,38 @@ def halves_of(cell: Cell, method: str) -> tuple[bool, bool]:
 
 
 def table(cells: Sequence[Cell]) -> Markdown:
-    """A table per data set that has runs, a row per network: numbers of standard training, differences, the answer."""
+    """A table per data set that has runs: of each network standard training's numbers, and what every other method changes."""
     parts = []
     for data in dict.fromkeys(c.data for c in cells):
         of = [c for c in cells if c.data == data]
-        if any(c.diverged or any(c.runs.values()) for c in of):
-            rows = pd.DataFrame([table_row(c) for c in of])
-            parts.append(f"*{data}*\n\n{rows.to_markdown(index=False, disable_numparse=True)}")
-        else:
-            parts.append(f"*{data}*: {LACKING}.")
+        rows = [row for c in of if started(c) for row in table_rows(c)]
+        parts.append(f"*{data}*\n\n{markdown(pd.DataFrame(rows)).data}" if rows else f"*{data}*: {LACKING}.")
+        if rows and (empty := [c.network for c in of if not started(c)]):
+            parts.append(f"No run yet: {', '.join(empty)}.")
     return Markdown("\n\n".join(parts))
 
 
-def table_row(c: Cell) -> dict[str, str]:
-    """What has no run is empty."""
-    std = c.runs.get("std", [])
-    row = {"Network": c.network, "K / C": ratio(c)}
-    row |= {f"STD {TITLES[m]}": spread([r.metrics[m] for r in std], 3) if std else "" for m in grid.METRICS}
-    for method in ("csg", "picnn"):
+def started(c: Cell) -> bool:
+    """Whether there is anything to tell of it."""
+    return bool(c.diverged or any(c.runs.values()))
+
+
+def table_rows(c: Cell) -> list[dict[str, str]]:
+    """Standard training first, then each other method less it; what has no run is left out."""
+    rows = []
+    for method in dict.fromkeys(["std", *c.runs, *c.diverged]):
+        group = c.runs.get(method, [])
+        if not group and method not in c.diverged:
+            continue
+        row = {"Network": "" if rows else c.network, "K / C": "" if rows else ratio(c)}
+        row["Method"] = "STD" if method == "std" else f"{method.upper()} − STD"
         for metric in grid.METRICS:
-            row[f"{method.upper()}, {TITLES[metric]}"] = told(c, method, metric)
-    row["PICNN's claim"] = {True: "holds", False: "fails", None: ""}[c.holds("picnn")] + " †" * c.sure("picnn")
-    return row | {"Seeds": str(len(std))}
+            alone = spread([r.metrics[metric] for r in group], 3)
+            row[title(metric)] = alone if method == "std" and group else told(c, method, metric)
+        answer = {True: "holds", False: "fails", None: ""}[None if method == "std" else c.holds(method)]
+        row["Claim"] = answer + " †" * (method != "std" and c.sure(method))
+        rows.append(row | {"Seeds": str(len(group))})
+    return rows
 
 
 def told(cell: Cell, method: str, metric: str) -> str:
@@ -172,7 +185,9 @@ def told(cell: Cell, method: str, metric: str) -> str:
     d = cell.difference(method, metric)
     if d is None:
         return ""
-    return f"{d.mean:+.3f}" + ("" if d.low is None else f" ({d.low:+.3f} to {d.high:+.3f})")
+    values = [d.mean] if d.low is None else [d.mean, d.low, d.high]
+    mean, *ends = [f"{value:+.3f}".replace("-", "−") for value in values]
+    return mean + (f" ({' to '.join(ends)})" if ends else "")
 
 
 def ratio(cell: Cell) -> str:

@@ -226,10 +226,14 @@ def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figu
 
 @styled
 def correlations(runs: dict[str, Run]) -> Figure:
-    """|cos| of all pairs of filters, sorted by class: of their last weights above, of their responses below."""
-    fig, axes = plt.subplots(2, len(runs), figsize=(6.4, 5.6), squeeze=False, layout="constrained")
-    for column, (name, run) in zip(axes.T, runs.items(), strict=True):
-        own = metrics.owners(run.readout)
+    """|cos| of all pairs of filters, sorted by class: of their last weights above, of their responses below.
+
+    The last column is the control: the first network again, its filters dealt to the classes at random.
+    """
+    groups = [(name, run, metrics.owners(run.readout)) for name, run in runs.items()]
+    groups += [(f"{name}, shuffled", run, metrics.shuffled(own)) for name, run, own in groups[:1]]
+    fig, axes = plt.subplots(2, len(groups), figsize=(6.4, 4.4), squeeze=False, layout="constrained")
+    for column, (name, run, own) in zip(axes.T, groups, strict=True):
         order = own.argsort(stable=True)
         edges = np.flatnonzero(np.diff(own[order])) + 0.5
         for ax, vectors, kind in zip(column, (last_weights(run), responses(run)), ("weights", "responses"), strict=True):
@@ -237,7 +241,7 @@ def correlations(runs: dict[str, Run]) -> Figure:
             same, different = metrics.blocks(matrix, own)
             im = draw_matrix(ax, matrix[order][:, order])
             ax.set(aspect="equal", xticks=[], yticks=[])
-            ax.set_title(f"{name}, {kind}: {same:.2f} within, {different:.2f} between", loc="left", fontsize=8)
+            ax.set_title(f"{name}: {kind}\n{same:.2f} within, {different:.2f} between", loc="left", fontsize=8)
             if len(edges) < 2 * NAMED:  # more would hide what they part
                 ax.hlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)
                 ax.vlines(edges, -0.5, len(own) - 0.5, color=ORANGE, lw=0.4)

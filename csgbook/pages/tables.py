@@ -45,21 +45,22 @@ def commit(p: dict, digits: int = 8) -> str:
 
 
 def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[str, float]]]) -> Markdown:
-    """One row a metric; for each experiment ours, as mean and standard deviation over seeds, and what others report.
+    """A row for each experiment of ours, mean and standard deviation over seeds, and beneath it one for what others report.
 
-    `others` maps a column's name to experiment -> metric -> value.  Without runs an experiment has no column of ours, unless
-    none has.
+    `others` maps who reports to experiment -> metric -> value.  Without runs an experiment has no row of ours, unless none has.
     """
-    table = {"Measure": [*METRICS.values(), "runs"]}
+    rows = []
     for experiment, group in runs.items():
         name = experiment.upper()
         if group or not any(runs.values()):
-            table[f"{name}, ours"] = [*(spread([r.metrics[m] for r in group]) for m in METRICS), str(len(group))]
+            ours = {title: spread([r.metrics[m] for r in group]) for m, title in METRICS.items()}
+            rows.append({"Network": f"{name}, ours"} | ours | {"Runs": str(len(group))})
         for who, values in others.items():
             if theirs := values.get(experiment):
                 unsure = {m: " (unconfirmed)" for m in claims.UNCONFIRMED if m in theirs}
-                table[f"{name}, {who}"] = [*(spread([theirs.get(m)]) + unsure.get(m, "") for m in METRICS), ""]
-    return markdown(pd.DataFrame(table))
+                told = {title: spread([theirs.get(m)]) + unsure.get(m, "") for m, title in METRICS.items()}
+                rows.append({"Network": f"{name}, {who}"} | told | {"Runs": ""})
+    return markdown(pd.DataFrame(rows))
 
 
 def statistics(
@@ -95,16 +96,25 @@ def overlap(runs: dict[str, list[Run]], draws: int = 20) -> Markdown:
     return markdown(pd.DataFrame(table))
 
 
-def correlation(runs: dict[str, list[Run]]) -> Markdown:
-    """Mean |cos| within and between classes, of weights and of responses."""
+def correlation(runs: dict[str, list[Run]], draws: int = 20) -> Markdown:
+    """Mean |cos| within and between classes, of weights and of responses; and what the contrast is by chance."""
 
     def block(vectors: Callable[[Run], torch.Tensor], which: int) -> Callable[[Run], float]:
         return lambda run: metrics.blocks(metrics.correlation(vectors(run)), metrics.owners(run.readout))[which]
+
+    def by_chance(vectors: Callable[[Run], torch.Tensor]) -> Callable[[Run], float]:
+        def contrast(run: Run) -> float:
+            matrix = metrics.correlation(vectors(run))
+            drawn = [metrics.blocks(matrix, metrics.shuffled(metrics.owners(run.readout), seed)) for seed in range(draws)]
+            return float(np.mean([same - different for same, different in drawn]))
+
+        return contrast
 
     rows = {}
     for kind, vectors in (("weights", verdicts.last_weights), ("responses", verdicts.responses)):
         rows |= {f"{kind}, within": block(vectors, 0), f"{kind}, between": block(vectors, 1)}
         rows[f"{kind}, contrast"] = lambda run, vectors=vectors: verdicts.contrast(vectors, run)
+        rows[f"{kind}, contrast with classes shuffled"] = by_chance(vectors)
     return statistics(rows, runs)
 
 
