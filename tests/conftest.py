@@ -185,10 +185,31 @@ def html(tmp_path_factory) -> Path:
         if not built.exists():
             train = [BIN / "csgbook", "missing", "--profile", "smoke", "--runs-folder", "build/smoke/runs", "--device", "cpu"]
             subprocess.run(train, cwd=ROOT, check=True, capture_output=True)  # one process: torch is imported once
+            if not (BUILD / "smoke").exists():
+                pages_in_one_kernel()
             done = snakemake("profile=smoke", "build=build/smoke")
             assert done.returncode == 0, done.stderr[-4000:]
             built.touch()
     return BUILD / "html"
+
+
+def pages_in_one_kernel() -> None:
+    """Execute all pages but one, which the pipeline's own rule executes: to import all anew takes longer than most pages."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import execute
+    from jupyter_client import KernelManager
+    from parameters import parameters
+
+    from csgbook import experiments
+
+    kernel = KernelManager(kernel_name="python3")
+    kernel.start_kernel(cwd=str(ROOT), env=os.environ | {"TQDM_DISABLE": "1"})
+    try:
+        for page in list(experiments.book()["pages"])[1:]:
+            values = parameters(page, "smoke", "build/smoke/runs")
+            execute.execute(page, values, BUILD / "smoke" / f"{page}.ipynb", solutions=True, kernel=kernel)
+    finally:
+        kernel.shutdown_kernel(now=True)
 
 
 @pytest.fixture(scope="session")
