@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from csgbook import experiments
 from csglib import Problem, methods, networks, runs
@@ -34,7 +35,11 @@ def test_every_page_has_valid_recipes_in_every_profile(page, profile):
 
 @functools.cache
 def of_name(net: str) -> networks.Split:
-    return networks.build(net, 10)
+    """Of any weights: to draw those of a whole VGG takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_normal_", "kaiming_uniform_", "xavier_uniform_", "trunc_normal_", "normal_", "uniform_"):
+            patch.setattr(nn.init, name, lambda tensor, *_args, **_named: tensor)
+        return networks.build(net, 10)
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def execute(page: str, parameters: dict, out: Path, solutions: bool = False, ker
 
 
 def with_more(source: Path, solutions: bool, last: str) -> nbformat.NotebookNode:
-    """The page with more cells at its end: the blocks of Python in its prose, which are solutions of exercises, and a last one."""
+    """The page with more cells at its end: the blocks of Python in its prose, solutions of exercises, and a last one."""
     page = nbformat.read(source, 4)
     prose = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
     more = re.findall(r"^```py\n(.*?)^```$", prose, re.S | re.M) if solutions else []
