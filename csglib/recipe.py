@@ -64,7 +64,10 @@ class Recipe:
 
     def __post_init__(self):
         for name, kind in KINDS.items():
-            object.__setattr__(self, name, checked(name, kind, getattr(self, name)))
+            if (value := getattr(self, name)) is not getattr(
+                Recipe, name
+            ):  # of 30 most are, and a grid has thousands of recipes
+                object.__setattr__(self, name, checked(name, kind, value))
 
     def density(self, num_classes: int) -> float:
         """gate_density for so many classes: the default is one class per filter of ten, and so 1/C where there are fewer."""
