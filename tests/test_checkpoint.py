@@ -12,7 +12,7 @@ from safetensors.torch import save
 from csglib import methods, networks, runs
 from csglib.methods import picnn
 from csglib.recipe import Recipe
-from csglib.training import checkpoint, loop, trainer
+from csglib.training import checkpoint, loop, prepare, trainer
 from csglib.training.checkpoint import Checkpoint
 from csglib.training.loop import Loop
 
@@ -61,9 +61,9 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(stopped, tmp_p
 def test_the_state_of_an_optimiser_comes_back_onto_the_device_of_its_parameters(on_gpu, stopped):
     """A fused Adam on a GPU counts its steps there; its kernel would take an address on the processor for one on the GPU."""
     folder = runs.part(stopped(PICNN))
-    m, net, gate = trainer.build(PICNN, 10)
+    m, net, gate = prepare.build(PICNN, 10)
     net.to("meta"), gate.to("meta")
-    optimisers = [trainer.weights_optimiser(net, PICNN), picnn.theta_adam(PICNN, gate, on_gpu)]
+    optimisers = [prepare.weights_optimiser(net, PICNN), picnn.theta_adam(PICNN, gate, on_gpu)]
     scaler = loop.loss_scaler(PICNN, torch.device("cpu"))
     history, _, _ = Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, scaler, "0" * 64, {}).load()
     assert len(history) == 1
@@ -75,9 +75,9 @@ def test_the_state_of_an_optimiser_comes_back_onto_the_device_of_its_parameters(
 
 def test_a_momentum_comes_back_in_the_layout_of_its_parameter(stopped):
     folder = runs.part(stopped(PICNN))
-    m, net, gate = trainer.build(PICNN, 10)
+    m, net, gate = prepare.build(PICNN, 10)
     net.to(memory_format=torch.channels_last)
-    optimisers = trainer.optimisers_of(PICNN, m, net, gate)
+    optimisers = prepare.optimisers_of(PICNN, m, net, gate)
     scaler = loop.loss_scaler(PICNN, torch.device("cpu"))
     Checkpoint(folder / "checkpoint.safetensors", net, gate, optimisers, scaler, "0" * 64, {}).load()
     kernel = net.features[0].weight

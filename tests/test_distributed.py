@@ -13,7 +13,7 @@ from test_loop import assert_close, other, small  # noqa: F401 (a fixture)
 
 from csglib import Problem, data, runs
 from csglib.recipe import Recipe
-from csglib.training import distributed, trainer
+from csglib.training import distributed, prepare, trainer
 from csglib.training.loop import Loop
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ PATIENT = """
 import atexit, datetime, os, sys, time
 import torch.distributed as dist
 import trainings
-from csglib.training import trainer
+from csglib.training import outcome
 from csglib.data.images import Images
 
 def say(words):
@@ -32,7 +32,7 @@ def say(words):
 atexit.register(lambda: say("left" if not dist.is_initialized() else "still there"))
 init = dist.init_process_group
 dist.init_process_group = lambda *a, **k: init(*a, timeout=datetime.timedelta(seconds=8), **k)
-finish, read_out = trainer.finish, trainer.read_out
+finish, read_out = outcome.finish, outcome.read_out
 
 def slow(*args):
     time.sleep(10)
@@ -42,7 +42,7 @@ def watched(net, gate, images, *rest, **more):
     say(f"evaluates {len(images)}")
     return read_out(net, gate, images, *rest, **more)
 
-trainer.finish, trainer.read_out = slow, watched
+outcome.finish, outcome.read_out = slow, watched
 trainings.prepare()
 trainings.once(trainings.Path(sys.argv[1]))
 """
@@ -99,8 +99,8 @@ def test_gradients_are_looked_for_only_where_an_epoch_leaves_some_out(method, fi
     asked = []
     monkeypatch.setattr(distributed, "wrapped", lambda loss, unused: asked.append(unused) or loss)
     recipe = Recipe(dataset="tiny", method=method, **({"epochs": 3} | fields), batch_size=64, precision="float32")
-    m, net, gate = trainer.build(recipe, 10)
-    Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), tiny.train)
+    m, net, gate = prepare.build(recipe, 10)
+    Loop(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), tiny.train)
     assert asked == [unused]
 
 

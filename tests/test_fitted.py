@@ -12,7 +12,7 @@ from csglib import Problem, methods, networks
 from csglib.data.images import to_float
 from csglib.networks import fitted, split
 from csglib.recipe import Recipe
-from csglib.training import trainer
+from csglib.training import prepare
 
 NAMES = {  # as the book's grid has them, and the filters that a gate finds
     "resnet18-32x0.25@layer4": 128,
@@ -55,10 +55,10 @@ def test_every_method_trains_a_step_of_every_fitted_network(name, mini):
     x, y = to_float(mini.train.images[:16]), mini.train.labels[:16]
     for method in methods.METHODS:
         recipe = Recipe(net=name, method=method, lr=0.01)
-        m, net, gate = trainer.build(recipe, 10) if name[0] != "d" else quiet(recipe)
+        m, net, gate = prepare.build(recipe, 10) if name[0] != "d" else quiet(recipe)
         epoch = 0 if method == "matched" else 1  # of the alternating methods a gated one
         before = net.head.weight.detach().clone()
-        optimisers = trainer.optimisers_of(recipe, m, net.train(), gate)
+        optimisers = prepare.optimisers_of(recipe, m, net.train(), gate)
         loss, logits = m.loss(recipe, epoch, net, gate, x, y)
         loss.backward()
         for optimiser in optimisers:
@@ -73,7 +73,7 @@ def test_every_method_trains_a_step_of_every_fitted_network(name, mini):
 def quiet(recipe: Recipe):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 47 filters are few for PICNN, and it says so
-        return trainer.build(recipe, 10)
+        return prepare.build(recipe, 10)
 
 
 @pytest.mark.parametrize("family", OWN)

@@ -19,7 +19,7 @@ from csglib.data import DATASETS
 from csglib.data.images import Dataset, Images, to_float
 from csglib.recipe import Recipe
 from csglib.runs import inference
-from csglib.training import trainer
+from csglib.training import prepare, trainer
 
 # A network, the layer before its pooling, and whether its own head is linear on that layer's spatial mean.
 FAMILIES = {
@@ -66,7 +66,7 @@ def test_every_method_trains_every_family(family, mini):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a layer of few filters
             gate = m.gate(recipe, net)
-        optimisers = trainer.optimisers_of(recipe, m, net, gate)
+        optimisers = prepare.optimisers_of(recipe, m, net, gate)
         before = None if gate is None else gate.matrix.detach().clone()
         head, pulled = net.head.weight.detach().clone(), False
         for epoch in (0, 1, 1):  # for the alternating methods one standard step and two gated ones
@@ -404,7 +404,7 @@ def test_only_thawed_layers_and_the_head_learn_and_frozen_ones_keep_their_statis
     prefix = "0.layer4"
     networks.freeze(net, prefix)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    optimiser = trainer.weights_optimiser(net, Recipe())
+    optimiser = prepare.weights_optimiser(net, Recipe())
     net.train()
     nn.functional.cross_entropy(net(torch.rand(4, 3, 64, 64)), torch.arange(4)).backward()
     optimiser.step()

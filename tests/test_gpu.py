@@ -12,7 +12,7 @@ import trainings
 from recorded import recorded
 
 from csglib import Problem, networks
-from csglib.training import gpu, loop, trainer
+from csglib.training import gpu, loop, prepare
 from csglib.training.loop import Replayed
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
@@ -35,13 +35,13 @@ def standing_in(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda maps: maps)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     on_gpu = types.SimpleNamespace(is_cuda=True)
-    optimisers_of = trainer.optimisers_of
+    optimisers_of = prepare.optimisers_of
 
     def for_a_gpu(recipe, m, net, gate):  # whose Adam counts in tensors
         made = optimisers_of(recipe, m, net, gate)
         return made[:1] + ([m.optimiser(recipe, gate, on_gpu.is_cuda)] if m.optimiser is not None else [])
 
-    monkeypatch.setattr(trainer, "optimisers_of", for_a_gpu)
+    monkeypatch.setattr(prepare, "optimisers_of", for_a_gpu)
     monkeypatch.setitem(networks.NETS, "small", trainings.small)
     monkeypatch.setattr(gpu, "RECIPE", dataclasses.replace(gpu.RECIPE, net="small"))
 

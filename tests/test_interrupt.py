@@ -20,7 +20,7 @@ from csglib import Problem, data, files, networks, runs
 from csglib.errors import Busy, Damaged, Diverged
 from csglib.recipe import Recipe
 from csglib.runs import provenance
-from csglib.training import loop, trainer
+from csglib.training import loop, outcome, trainer
 
 RECIPE = Recipe(dataset="tiny", net="small", epochs=3, cycle="g", batch_size=64, lr=0.05, precision="float32")
 SCRIPT = ROOT / "tests" / "trainings.py"
@@ -68,7 +68,7 @@ def stop_at(monkeypatch):
     """stop_at(epoch, deed): the deed is done when that epoch has been trained, before its checkpoint is saved."""
 
     def install(epoch: int, deed) -> None:
-        original = trainer.test_row
+        original = outcome.test_row
 
         def test_row(*args):
             row, install.seen = original(*args), install.seen + 1
@@ -77,7 +77,7 @@ def stop_at(monkeypatch):
             return row
 
         install.seen = 0
-        monkeypatch.setattr(trainer, "test_row", test_row)
+        monkeypatch.setattr(outcome, "test_row", test_row)
 
     return install
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from csglib import Problem, data, methods, networks, precision, runs
 from csglib.recipe import Recipe
-from csglib.training import loop, trainer
+from csglib.training import loop, prepare, trainer
 from csglib.training.loop import Loop, Replayed
 
 RECIPE = Recipe(dataset="tiny", net="small", epochs=2, cycle="gs", batch_size=64, lr=0.05, precision="float32")
@@ -42,8 +42,8 @@ def other(method: str, **changes) -> Recipe:
 def trained(recipe: Recipe, epochs=(0,), capture=None) -> tuple[dict, list[dict], Loop]:
     """Weights, gate and rows after these epochs from the recipe's start; with `capture` from buffers, as on a GPU."""
     images = data.of(recipe).train
-    m, net, gate = trainer.build(recipe, 10)
-    optimisers = trainer.optimisers_of(recipe, m, net, gate)
+    m, net, gate = prepare.build(recipe, 10)
+    optimisers = prepare.optimisers_of(recipe, m, net, gate)
     if capture and m.optimiser is not None:  # that of a GPU, whose steps are counted in a tensor
         optimisers[1:] = [m.optimiser(recipe, gate, True)]
     rows = []
@@ -169,12 +169,12 @@ def test_a_gpu_that_triton_does_not_know_and_one_without_a_c_compiler_are_refuse
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0) if device == gpu else (8, 0))
     with pytest.raises(Problem, match="capability 7.0, and Tesla P100 has 6.0: leave --loop out"):
-        trainer.check_compiler(gpu)
-    trainer.check_compiler(torch.device("cuda", 0))
+        prepare.check_compiler(gpu)
+    prepare.check_compiler(torch.device("cuda", 0))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(Problem, match="needs a C compiler, and there is none: install gcc"):
-        trainer.check_compiler(torch.device("cuda", 0))
+        prepare.check_compiler(torch.device("cuda", 0))
 
 
 def test_the_fast_loop_without_a_compiler_is_refused(monkeypatch, tmp_path):
@@ -209,7 +209,7 @@ def test_half_precision_scales_its_loss_and_skips_and_counts_the_steps_that_over
 
     overflow(STEPS)
     ours, rows, steps = trained(recipe)
-    start = trainer.build(recipe, 10)[1].named_parameters()
+    start = prepare.build(recipe, 10)[1].named_parameters()
     assert all(torch.equal(p, ours[name]) for name, p in start)
     assert steps.scaler.get_scale() == loop.SCALE / 2**STEPS and rows[0]["skipped_steps"] == STEPS
     assert "skipped_steps" not in trained(other("standard"))[1][0]
@@ -252,8 +252,8 @@ def test_float32_is_float32_on_a_gpu_too(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setitem(methods.METHODS, "standard", dataclasses.replace(original, loss=loss))
-            m, net, gate = trainer.build(recipe, 10)
-            steps = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), data.of(recipe).train)
+            m, net, gate = prepare.build(recipe, 10)
+            steps = Loop(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), data.of(recipe).train)
             steps.device = torch.device("cuda")
             seen.clear()
             steps.start(0, tqdm(disable=True))
@@ -293,10 +293,10 @@ torch.compile = functools.partial(torch.compile, backend=backend)
 recipe = Recipe(dataset="tiny", net="small", method="standard", batch_size=64, precision="float32", loop="fast")
 images = data.of(recipe).train
 for width in range(11):
-    m, net, gate = trainer.build(recipe, 10)
+    m, net, gate = prepare.build(recipe, 10)
     net.features[0], net.features[1] = torch.nn.Conv2d(3, 8 + width, 3, stride=2), torch.nn.BatchNorm2d(8 + width)
     net.head = torch.nn.Linear(8 + width, 10)
-    steps = loop.Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
+    steps = loop.Loop(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), images)
     try:
         for epoch in range(2):
             steps.start(epoch, tqdm(disable=True))

@@ -14,7 +14,7 @@ from csglib.methods.csg import ClassGate
 from csglib.methods.icnn import filter_loss
 from csglib.methods.picnn import SampledGate, draw
 from csglib.recipe import Recipe
-from csglib.training import trainer
+from csglib.training import prepare
 from csglib.training.loop import Loop
 
 
@@ -206,7 +206,7 @@ def test_a_density_below_1_over_c_is_refused_before_training(fraction):
 
 def test_the_weights_optimiser_holds_the_network_and_nothing_of_the_gate():
     net = networks.build("resnet20", 10)
-    held = [p for group in trainer.weights_optimiser(net, Recipe()).param_groups for p in group["params"]]
+    held = [p for group in prepare.weights_optimiser(net, Recipe()).param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in net.parameters()}
 
 
@@ -216,7 +216,7 @@ def one_epoch(path: str) -> tuple[dict, dict]:
     recipe = Recipe(batch_size=8, gate_density=0.4)
     m, gate = methods.method(recipe), ClassGate(3, 4)
     images = data.Images(torch.randint(0, 256, (32, 3, 4, 4), dtype=torch.uint8), torch.arange(32) % 3)
-    optimisers = [trainer.weights_optimiser(net, recipe), torch.optim.SGD(gate.parameters(), 0.1, 0.9)]
+    optimisers = [prepare.weights_optimiser(net, recipe), torch.optim.SGD(gate.parameters(), 0.1, 0.9)]
     gate.matrix.grad = torch.full((3, 4), 100.0) if path == "standard" else None  # whatever was left there
     before = {**net.state_dict(), "gate": gate.matrix.detach()}
     before = {name: t.clone() for name, t in before.items()}

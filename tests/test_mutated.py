@@ -30,6 +30,7 @@ from csgbook import experiments, measured
 from csgbook.evidence import simulate
 from csgbook.pages import attacked, located, tables
 from csglib import Problem, data, files, networks, paths, runs
+from csglib.analysis.metrics import evaluate
 from csglib.data import objects
 from csglib.data.released import RELEASES
 from csglib.paths import PUBLISHED
@@ -163,7 +164,7 @@ def test_a_run_folder_with_any_byte_changed_and_signed_anew(name, edit, spare, s
     sign(folder)
     with refused_or_same("run folder, signed"):
         found = open_and_use(folder)
-        assert trainer.evaluate(found.readout) == pytest.approx(found.metrics, abs=1e-6)
+        assert evaluate(found.readout) == pytest.approx(found.metrics, abs=1e-6)
 
 
 @often

@@ -25,7 +25,7 @@ from csglib.readout import Readout
 from csglib.recipe import KINDS, Recipe, checked
 from csglib.runs import inference, packing, provenance, schema
 from csglib.runs.verify import verify
-from csglib.training import trainer
+from csglib.training import outcome, trainer
 
 PLAIN = Recipe(precision="float32")
 
@@ -389,7 +389,7 @@ def test_weights_that_are_not_finite_are_neither_published_nor_read(name, bad, t
     net = loud(10)
     net.state_dict()[name].view(-1)[1] = bad
     with pytest.raises(Diverged, match=name):
-        trainer.finish(ODD, {}, tmp_path / "out", tiny, net, None, [], [])
+        outcome.finish(ODD, {}, tmp_path / "out", tiny, net, None, [], [])
     assert not (tmp_path / "out").exists()
 
     stored = load_file(copied / "model.safetensors")

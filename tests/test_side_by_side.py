@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 from csglib import Problem, methods, networks, runs
 from csglib.errors import Diverged
 from csglib.recipe import Recipe
-from csglib.training import trainer
+from csglib.training import prepare, trainer
 from csglib.training.loop import Loop
 
 pytestmark = pytest.mark.usefixtures("tiny", "small")
@@ -63,7 +63,7 @@ def test_seconds_are_those_of_a_training_alone_and_not_of_the_others_turns(monke
 @pytest.mark.slow
 def test_a_failed_training_leaves_its_memory_to_the_others(monkeypatch, tmp_path):
     bad, nets_made, gone = dataclasses.replace(RECIPE, lr=1e30, seed=3), {}, []
-    build, row = trainer.build, Loop.row
+    build, row = prepare.build, Loop.row
 
     def watched(recipe, num_classes):
         m, net, gate = build(recipe, num_classes)
@@ -76,7 +76,7 @@ def test_a_failed_training_leaves_its_memory_to_the_others(monkeypatch, tmp_path
             gone.append(nets_made[bad.seed]() is None)
         return row(self, epoch)
 
-    monkeypatch.setattr(trainer, "build", watched)
+    monkeypatch.setattr(prepare, "build", watched)
     monkeypatch.setattr(Loop, "row", look)
     with pytest.raises(Diverged):
         trainer.side_by_side([(bad, tmp_path / "bad"), (RECIPE, tmp_path / "good")], "cpu")
@@ -100,7 +100,7 @@ def test_a_network_that_draws_random_numbers_trains_alone_where_graphs_share_a_g
 
     monkeypatch.setitem(networks.NETS, "small", network)
     monkeypatch.setattr(trainer, "settle_precision", lambda recipe, _: (recipe, "asked for"))
-    monkeypatch.setattr(trainer, "check_compiler", lambda _: None)
+    monkeypatch.setattr(prepare, "check_compiler", lambda _: None)
     monkeypatch.setattr(trainer.distributed, "join", lambda *_: stop())
 
     def stop():

@@ -17,7 +17,7 @@ from csglib import Problem, runs
 from csglib.errors import Damaged, Occupied
 from csglib.recipe import Recipe
 from csglib.runs import Run
-from csglib.training import trainer
+from csglib.training import prepare
 from csglib.training.loop import Loop
 
 NUMERIC = Claim("n", "table1", "A number.", "accuracy", "csg", paper=0.92, source="table", tolerance=0.005)
@@ -78,9 +78,9 @@ def test_of_runs_with_too_few_seeds_in_common_all_count_and_the_interval_is_welc
 def beginning(method: str, seed: int, tiny) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The first weights of a training, and the batches of its first two epochs."""
     recipe = Recipe(dataset="tiny", method=method, seed=seed, epochs=3, batch_size=32, precision="float32")
-    m, net, gate = trainer.build(recipe, 10)
+    m, net, gate = prepare.build(recipe, 10)
     weights = torch.cat([p.detach().flatten() for p in net.parameters()])
-    loop, batches = Loop(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), tiny.train), []
+    loop, batches = Loop(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), tiny.train), []
     loop.step = lambda epoch, x, y: batches.extend([x.clone(), y.clone()])
     for epoch in range(2):
         loop.start(epoch, tqdm(disable=True))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from csgbook import experiments, measured
 from csgbook.pages import origin
 from csglib import data, paths, runs
+from csglib.analysis.metrics import evaluate
 from csglib.data.objects import ANIMALS
 from csglib.errors import Damaged
 from csglib.paths import PUBLISHED
@@ -95,7 +96,7 @@ def test_features_of_another_run_under_the_right_head_are_refused(copied, other)
     mine, theirs = (load_file(folder / "readout.safetensors") for folder in (copied, other.path))
     changed = theirs | {name: mine[name] for name in ("weight", "bias", "gate", "gates")}
     save_file(changed, copied / "readout.safetensors")
-    made_up = trainer.evaluate(packing.unpack(changed))
+    made_up = evaluate(packing.unpack(changed))
     edit(copied / "metrics.json", **made_up)
     sign(copied)
     with pytest.raises(Damaged, match=r"readout\.safetensors is not what the weights"):
@@ -106,7 +107,7 @@ def test_labels_that_flatter_are_refused(copied):
     stored = load_file(copied / "readout.safetensors")
     stored["labels"] = packing.unpack(stored).logits.argmax(1).to(torch.int16)
     save_file(stored, copied / "readout.safetensors")
-    edit(copied / "metrics.json", **trainer.evaluate(packing.unpack(stored)))
+    edit(copied / "metrics.json", **evaluate(packing.unpack(stored)))
     sign(copied)
     assert runs.read(copied).metrics["accuracy"] == 1
     with pytest.raises(Damaged, match=r"readout\.safetensors .*labels"):
@@ -259,7 +260,7 @@ def test_a_run_on_ones_own_pictures_is_recomputed_where_they_are_here_and_told_w
     features = load_file(pictures.path / "readout.safetensors")
     planted = features | {"features": features["features"].flip(0).contiguous()}
     save_file(planted, pictures.path / "readout.safetensors")
-    edit(pictures.path / "metrics.json", **trainer.evaluate(packing.unpack(planted)))
+    edit(pictures.path / "metrics.json", **evaluate(packing.unpack(planted)))
     sign(pictures.path)
     with pytest.raises(Damaged, match=r"readout\.safetensors .* give on "):
         verify(runs.read(pictures.path))

@@ -32,7 +32,7 @@ from csglib.memory import keep
 from csglib.precision import native, settle_precision
 from csglib.recipe import Recipe
 from csglib.runs import provenance
-from csglib.training import trainer
+from csglib.training import prepare, trainer
 from csglib.training.loop import Loop, loop_of
 
 ROUNDS = 5
@@ -246,11 +246,11 @@ def load(steps: int) -> Images:
 
 def looping(recipe: Recipe, images: Images, classes: int = 10) -> Loop:
     device = images.images.device
-    m, net, gate = trainer.build(recipe, classes)
+    m, net, gate = prepare.build(recipe, classes)
     net.to(device, memory_format=torch.channels_last)
     if gate is not None:
         gate.to(device)
-    return loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
+    return loop_of(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), images)
 
 
 # The gate's share of a step

@@ -31,7 +31,7 @@ from csglib.data.streamed import Reading
 from csglib.precision import native
 from csglib.recipe import Recipe
 from csglib.runs import provenance
-from csglib.training import trainer
+from csglib.training import prepare, trainer
 from csglib.training.loop import loop_of
 
 SIZE, BATCH, NET = 128, 64, "resnet8"
@@ -119,10 +119,10 @@ def train(precision: str) -> dict:
     memory.keep()
     d = dataset()
     recipe = Recipe(method="standard", net=NET, precision=precision, lr=0.1, batch_size=BATCH)
-    m, net, gate = trainer.build(recipe, len(d.classes))
+    m, net, gate = prepare.build(recipe, len(d.classes))
     net.to(memory_format=torch.channels_last)
     images = d.train.take(slice(BATCH * STEPS))
-    loop = loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
+    loop = loop_of(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), images)
     for epoch in range(2):
         began = time.perf_counter()
         loop.start(epoch, tqdm(disable=True))

@@ -26,7 +26,7 @@ from csglib.data.images import Images
 from csglib.precision import settle_precision
 from csglib.recipe import Recipe
 from csglib.runs import provenance
-from csglib.training import trainer
+from csglib.training import prepare
 from csglib.training.loop import loop_of
 
 BATCH = {18: 16, 152: 4}  # images per step here, so that a step takes a few seconds and a few GB
@@ -37,11 +37,11 @@ def stepper(task: gpu_costs.Task, name: str, batch: int, precision: str):
     """step() makes one training step of the task's network by the method, as training does."""
     fields = task.recipe.changed() | {"method": name, "weights": "fresh", "batch_size": batch, "precision": precision}
     recipe = Recipe(**{k: v for k, v in fields.items() if name == "csg" or not k.startswith("gate_")})
-    m, net, gate = trainer.build(recipe, task.classes)
+    m, net, gate = prepare.build(recipe, task.classes)
     net.to(memory_format=torch.channels_last).train()
     x = torch.randint(0, 256, (batch, 3, task.pixels, task.pixels), dtype=torch.uint8)
     y = torch.randint(0, task.classes, (batch,))
-    loop = loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), Images(x, y))
+    loop = loop_of(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), Images(x, y))
     epoch = gpu_costs.dearest_epoch(recipe)
     return lambda: loop.step(epoch, x, y)
 

@@ -16,7 +16,7 @@ from csgbook import measured
 from csglib import data, methods, precision, runs
 from csglib.recipe import Recipe
 from csglib.runs import provenance
-from csglib.training import trainer
+from csglib.training import prepare
 from csglib.training.loop import loop_of
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -30,10 +30,10 @@ precision = precision.settle_precision(Recipe(), device)[0].precision
 def stepper(name: str):
     """step(epoch) makes one training step of the method as training does."""
     recipe = Recipe(method=name, precision=precision)
-    m, net, gate = trainer.build(recipe, 10)
+    m, net, gate = prepare.build(recipe, 10)
     net.to(memory_format=torch.channels_last).train()
     x, y = sample.images[: recipe.batch_size], sample.labels[: recipe.batch_size]
-    loop = loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), sample)
+    loop = loop_of(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), sample)
     return recipe, m, lambda epoch: loop.step(epoch, x, y)
 
 

@@ -25,7 +25,7 @@ from csglib.errors import Problem
 from csglib.methods import METHODS
 from csglib.recipe import Recipe
 from csglib.runs import inference
-from csglib.training import loop, trainer
+from csglib.training import loop, prepare, trainer
 from csglib.training.loop import CAPTURED, Loop, loop_of
 
 # Ten steps an epoch: some as they are, then a capture and its replays; the third epoch is replays alone
@@ -56,11 +56,11 @@ def other(method: str, **changes) -> Recipe:
 def run(recipe: Recipe, device: torch.device, epochs: Iterable[int] = range(3), after=lambda: None) -> Trained:
     """Train these epochs without a folder; `after` is called when one has ended."""
     images = data.of(recipe).train.to(device)
-    m, net, gate = trainer.build(recipe, 10)
+    m, net, gate = prepare.build(recipe, 10)
     net.to(device, memory_format=torch.channels_last)
     if gate is not None:
         gate.to(device)
-    steps = loop_of(recipe, m, net, gate, trainer.optimisers_of(recipe, m, net, gate), images)
+    steps = loop_of(recipe, m, net, gate, prepare.optimisers_of(recipe, m, net, gate), images)
     rows = []
     for epoch in epochs:
         if m.path(recipe, epoch) != "skipped":
@@ -76,7 +76,7 @@ def matrix(gate) -> dict[str, Tensor]:
 
 def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor], recipe: Recipe) -> float:
     """How far two trainings end from each other, as a share of the way that one went; the larger one of weights and gate."""
-    _, net, gate = trainer.build(recipe, 10)
+    _, net, gate = prepare.build(recipe, 10)
     learned = {name: p.detach() for name, p in net.named_parameters()}
     start, shares = learned | matrix(gate), []
     for names in (list(learned), list(matrix(gate))):
@@ -195,7 +195,7 @@ def float16(device: torch.device) -> str:
 def float32(device: torch.device) -> str:
     """A readout of this GPU is that of the processor to float32's precision, not to TF32's."""
     recipe = other("standard")
-    _, net, _ = trainer.build(recipe, 10)
+    _, net, _ = prepare.build(recipe, 10)
     images = data.of(recipe).test
     images = data.Images(images.images[:200], images.labels[:200])
     here = inference.read_out(net, None, images).features

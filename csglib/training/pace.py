@@ -17,7 +17,7 @@ from csglib.precision import native
 from csglib.recipe import Recipe
 from csglib.runs.inference import read_out
 from csglib.training.loop import loop_of
-from csglib.training.trainer import build, optimisers_of
+from csglib.training.prepare import build, optimisers_of
 
 KNOWN = {  # so that none is read for its size
     "cifar10": (50_000, 10_000, 32, 10),

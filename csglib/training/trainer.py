@@ -1,45 +1,32 @@
-"""Recipe in, run out: what is trained, in which precision, its checkpoints and what is published.  The steps: loop.py.
+"""Recipe in, run out: prepare.py has what is there before the first step, loop.py the steps, outcome.py what comes of them.
 
 Images stay uint8 on the device and are augmented there.  On one CPU, with equal versions and as many threads, the same recipe
 gives the same weights bit for bit, interrupted or not: all randomness of an epoch comes from (seed, epoch).
 """
 
-import copy
-import json
-import math
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from tqdm.auto import tqdm
 
 from csglib import data, files, memory, networks, runs
-from csglib.analysis.metrics import accuracy, evaluate
-from csglib.data.images import Dataset, Pictures
+from csglib.data.images import Dataset
 from csglib.data.streamed import AUTO, Reading
-from csglib.errors import Diverged, Problem
-from csglib.methods import Gate, Method, method
+from csglib.errors import Problem
+from csglib.methods import Gate, Method
 from csglib.methods.csg import ClassGate, density
 from csglib.precision import emulated, emulation, exact, pick_device, settle_precision
-from csglib.readout import Readout
 from csglib.recipe import Recipe
-from csglib.runs import Run, packing, provenance
-from csglib.runs.inference import read_out
-from csglib.training import distributed
+from csglib.runs import Run, provenance
+from csglib.training import distributed, outcome, prepare
 from csglib.training.checkpoint import Checkpoint
 from csglib.training.loop import CaptureFailed, loop_of, loss_scaler
-
-DIVERGED = 1e6  # of the mean training loss, where chance is ln C.  A first test loss of 1e5 is none: its statistics are young
-
 
 Tell = Callable[[Recipe, Dataset, torch.device], None]  # what is said when all is ready, before the first step
 OnEpoch = Callable[[dict], None]  # is given each epoch's row of the history, once a checkpoint holds it
@@ -136,14 +123,14 @@ def training(
     with exact(device, "float32"):
         pass  # what the readout will ask for is refused now, not after the last epoch
     if recipe.loop == "fast":
-        check_compiler(device)
+        prepare.check_compiler(device)
     dataset = data.of(recipe, reading)
-    m, net, gate = build(recipe, len(dataset.classes))
+    m, net, gate = prepare.build(recipe, len(dataset.classes))
     networks.check_fits(net, recipe.net, dataset.train.first(1))
     if recipe.batch_size > len(dataset.train):
         raise Problem(f"batch_size {recipe.batch_size} exceeds the {len(dataset.train)} training images: choose a smaller one")
     graphs_at_once = at_once > 1 and device.type == "cuda" and recipe.loop == "fast"
-    if graphs_at_once and (m.draws or draws(net, dataset.train)):
+    if graphs_at_once and (m.draws or prepare.draws(net, dataset.train)):
         raise Problem(f"{recipe.name} draws random numbers from a generator that all graphs share: train it by itself")
     device = distributed.join(recipe, device)
     with ExitStack() as held:
@@ -168,33 +155,6 @@ def training(
             told = {"precision_reason": reason, "side_by_side": at_once}
             yield from go_on(Training(recipe, m, net, gate, dataset.to(device), device, out, told, every, on_epoch))
     return runs.read(out)
-
-
-def check_compiler(device: torch.device) -> None:
-    """What torch.compile needs beside torch: for a processor a C++ compiler, for a GPU Triton, which asks for a C compiler."""
-    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < (7, 0):
-        name = torch.cuda.get_device_name(device)
-        raise Problem(f"loop fast needs a GPU of capability 7.0, and {name} has {found[0]}.{found[1]}: leave --loop out")
-    variable, language, known = ("CC", "C", ("gcc", "clang")) if device.type == "cuda" else ("CXX", "C++", ("g++", "clang++"))
-    if not (os.environ.get(variable) or any(map(shutil.which, known))):
-        raise Problem(f"loop fast needs a {language} compiler, and there is none: install {known[0]}, or leave --loop out")
-
-
-@torch.no_grad()
-def draws(net: networks.Split, images: Pictures) -> bool:
-    """Whether the network draws random numbers in training, as dropout does: found by trying a copy, on two images."""
-    before = torch.get_rng_state()
-    copy.deepcopy(net).train()(data.to_float(images.first(2)))
-    return not torch.equal(torch.get_rng_state(), before)
-
-
-def build(recipe: Recipe, num_classes: int) -> tuple[Method, networks.Split, Gate | None]:
-    """The recipe's method, and its network and gate as they start."""
-    m = method(recipe)
-    torch.manual_seed(recipe.seed)
-    net = networks.build(recipe.net, num_classes, recipe.weights)
-    networks.freeze(net, recipe.thaw)
-    return m, net, m.gate(recipe, net)
 
 
 @dataclass(frozen=True)
@@ -226,7 +186,7 @@ class Training:
 def go_on(t: Training) -> Generator[None, None, None]:
     """From the last checkpoint, or the start, to the finished run; pauses after it has asked for an epoch's steps."""
     recipe, net, gate = t.recipe, t.net, t.gate
-    optimisers, scaler = optimisers_of(recipe, t.method, net, gate), loss_scaler(recipe, t.device)
+    optimisers, scaler = prepare.optimisers_of(recipe, t.method, net, gate), loss_scaler(recipe, t.device)
     code = provenance.here(t.device)  # taken at the start: the files may change while this runs
     path = t.folder / "checkpoint.safetensors"
     state = Checkpoint(path, net, gate, optimisers, scaler, t.dataset.digest, code["versions"])
@@ -247,11 +207,11 @@ def go_on(t: Training) -> Generator[None, None, None]:
             yield
             row = loop.row(epoch)
             bar.update((epoch + 1) * t.steps - bar.n)  # of steps that a GPU was only asked for
-            row |= test_row(net, gate, t.dataset.test, recipe.precision) | {"commit": code["commit"]}
+            row |= outcome.test_row(net, gate, t.dataset.test, recipe.precision) | {"commit": code["commit"]}
             history.append(row)
             if row["path"] in ("gated", "joint"):
                 gates.append(gate.matrix.detach().clone())
-            stop_if_diverged(t, history)
+            outcome.stop_if_diverged(t.folder, history)
             if gates:  # before the first projection the gate is not in its feasible set
                 row["density"] = density(gates[-1], projected=isinstance(gate, ClassGate) and recipe.gate_projection == "max")
             if (epoch + 1) % t.every == 0 or epoch + 1 == recipe.epochs:
@@ -259,7 +219,7 @@ def go_on(t: Training) -> Generator[None, None, None]:
             if t.on_epoch is not None and distributed.rank() == 0:
                 t.on_epoch(dict(row))
     code |= t.told | {"loop_reason": loop.reason}
-    distributed.first(lambda: finish(recipe, code, t.out, t.dataset, net, gate, gates, history))
+    distributed.first(lambda: outcome.finish(recipe, code, t.out, t.dataset, net, gate, gates, history))
 
 
 def announce(t: Training) -> None:
@@ -284,85 +244,3 @@ def progress(t: Training, done: int) -> tqdm:
     hidden = bool(os.environ.get("TQDM_DISABLE")) or distributed.rank() > 0  # tqdm reads it in a terminal, not in a notebook
     total = t.recipe.epochs * t.steps
     return tqdm(total=total, initial=done * t.steps, unit="step", mininterval=1, disable=hidden)
-
-
-def stop_if_diverged(t: Training, history: list[dict]) -> None:
-    """Raises Problem where the last epoch's numbers are not finite or its loss is absurd; report.json keeps them."""
-    row = history[-1]
-    bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-    if not bad and row["train_loss"] > DIVERGED:
-        bad = ["train_loss"]
-    if not bad:
-        return
-    if distributed.rank() == 0:
-        rows = [{k: str(v) if k in bad else v for k, v in r.items()} for r in history]  # NaN is no JSON
-        files.write(t.folder / "report.json", json.dumps({"stopped_by": bad, "history": rows}, indent=2) + "\n")
-    raise Diverged(
-        f"{bad[0]} of epoch {row['epoch']} is {row[bad[0]]:g}: lower --lr or --gate-lr, with a new --out "
-        f"({t.folder} keeps the epochs before and report.json)"
-    )
-
-
-def test_row(net, gate, images: Pictures, precision: str) -> dict:
-    """Loss and accuracy on the test images, of both paths: for the curves alone, nothing is chosen by them."""
-    readout = read_out(net, gate, images.take(distributed.share(len(images))), precision)
-    y = readout.labels
-    row = {"test_loss": F.cross_entropy(readout.logits, y).item(), "test_accuracy": accuracy(readout.logits, y)}
-    if gate is not None:
-        gated = readout.masked(readout.gate[y])
-        row |= {"test_loss_gated": F.cross_entropy(gated, y).item(), "test_accuracy_gated": accuracy(gated, y)}
-    return {name: distributed.mean(value, len(y)) for name, value in row.items()}
-
-
-def finish(recipe, code: dict, out: Path, dataset: Dataset, net, gate, gates, history) -> None:
-    """Round the weights as they are stored, read the rounded network out, and write the run: what is published was measured.
-
-    Of a network that started from ImageNet's weights those are left out that did not change.  Raises Problem, and publishes
-    nothing, where a weight is not finite or the accuracy is not that of the last epoch.
-    """
-    start = networks.build(recipe.net, len(dataset.classes), "imagenet").state_dict() if recipe.weights == "imagenet" else {}
-    again = f"lower --lr, with a new --out ({runs.part(out)} keeps the training)"
-    weights = {}
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if name in start and torch.equal(tensor.cpu(), start[name]):
-                continue
-            if not tensor.isfinite().all():
-                raise Diverged(f"{name} of the trained network is not finite, the training has diverged: {again}")
-            weights[name] = packing.rounded(tensor.cpu()).contiguous()
-            tensor.copy_(weights[name])
-    readout = read_out(net, gate, dataset.test, gates=gates)
-    if not readout.logits.isfinite().all():
-        raise Diverged(f"the trained network's logits are not finite, the training has diverged: {again}")
-    packed = packing.pack(Readout(**{name: t.cpu() for name, t in readout.tensors().items()}))
-    metrics = evaluate(packing.unpack(packed))
-    if runs.drifted(history, metrics, len(dataset.test)):
-        raise Problem(
-            f"the network as it would be stored has accuracy {metrics['accuracy']:.4f}, in the last epoch it had "
-            f"{history[-1]['test_accuracy']:.4f}: choose --precision float32, or {again}"
-        )
-    seconds = sum(row["seconds"] for row in history)
-    trained = sum(row["path"] != "skipped" for row in history)
-    images = len(dataset.train) // recipe.batch_size * recipe.batch_size * trained
-    made = {
-        "key": recipe.key,
-        "seed": recipe.seed,
-        "data_digest": dataset.digest,
-        "device": str(readout.features.device),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "train_seconds": round(seconds, 1),
-        "images_per_second": round(images / seconds, 1),
-    }
-    runs.finish(out, history, weights, packed, metrics, made | code)
-
-
-def optimisers_of(recipe: Recipe, m: Method, net: networks.Split, gate: Gate | None) -> list[torch.optim.Optimizer]:
-    """That of the weights, and that of the gate where a step moves it; made for the device on which they are."""
-    on_gpu = net.head.weight.is_cuda
-    return [weights_optimiser(net, recipe)] + ([m.optimiser(recipe, gate, on_gpu)] if m.optimiser is not None else [])
-
-
-def weights_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with Nesterov's momentum over what learns of the network; the gate is not among it, nor in its weight decay."""
-    learning = [p for p in net.parameters() if p.requires_grad]
-    return torch.optim.SGD(learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True)
