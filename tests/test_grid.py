@@ -252,7 +252,7 @@ def test_the_page_says_how_short_each_data_set_is_trained_and_how_far_standard_t
     empty = grid.Cell("animals", "resnet18", Recipe(dataset="voc:nowhere@32", net=NET, epochs=30, batch_size=64), {}, {})
     cells = [row.strip("| ").split("|") for row in grid_training.schedules([trained, empty]).data.splitlines()[2:]]
     assert [[word.strip() for word in row] for row in cells] == [
-        ["cifar10, `cifar10`", "6", "2", "128", "0.10", "0.80 to 0.80"],
+        ["`cifar10`", "6", "2", "128", "0.10", "0.80 to 0.80"],
         ["animals, `voc:nowhere@32`", "30", "10", "64", "", "not run here"],
     ]
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from csgbook import experiments
 from csgbook.evidence import verdicts
 from csgbook.pages import recommended
 from csglib.recipe import Recipe
@@ -80,6 +81,16 @@ def test_the_loss_is_laid_to_the_epochs_only_where_the_gate_surely_costs_less_th
     assert sentence not in advised(matched=(0.895, 0.16, 0.30))[AIMS[1]]  # the gate costs 1.5 of 2 points
     assert sentence not in advised(2)[AIMS[1]]
     assert sentence not in advised(csg=(0.91, 0.19, 0.05))[AIMS[1]]  # no loss
+
+
+def test_longer_trainings_of_other_pages_are_told_before_the_list():
+    """At 30 epochs CSG loses accuracy, at 200 it cannot be told whether it does."""
+    short, long = (experiments.published(*which) for which in (("which-one", "short"), ("table1", "paper")))
+    assert (recommended.longest(short), recommended.longest(long)) == (30, 200)
+    told = recommended.recommendations(short, [long, short]).data.split("\n\n- ")[0]
+    assert "After 200 epochs" in told and "we cannot tell whether CSG classifies better or worse" in told
+    assert "After 200" not in recommended.recommendations(long, [long, short]).data
+    assert recommended.longer(short, [short]) == recommended.longer(short, [{"csg": long["csg"]}]) == ""
 
 
 def test_a_control_that_has_a_run_is_no_longer_asked_for(run):

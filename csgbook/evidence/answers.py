@@ -37,7 +37,7 @@ NATS, IOU, COSINE = Unit(1.0, 3, "nats"), Unit(1.0, 3, "in IoU"), Unit(1.0, 2, "
 UNITS = {
     "mis": NATS,
     "hoyer": Unit(1.0, 3, "on a scale from 0 to 1"),
-    "reach": Unit(1.0, 2, "pixels of the map"),
+    "reach": Unit(1.0, 2, "pixels of the feature map"),
     "weight_contrast": COSINE,
     "response_contrast": COSINE,
     "cam_iou": IOU,
@@ -134,9 +134,9 @@ def sure(known: Sequence[dict]) -> str:
 def about_schedule(c: dict, some: bool = False) -> str:
     """What the numbers, or some of them, may owe to other conditions than the paper's."""
     if c["data"] != ["cifar10"]:
-        return "Images, network and schedule are others than the paper's, so its numbers need not agree with ours."
+        return "Images, network and schedule differ from the paper's, so its numbers need not agree with ours."
     what = "Part of this rests on" if some else "We have"
     return (
         f"{what} a short schedule ({c['schedule']}). The accuracy in CSG's paper points to 200 epochs with a learning rate "
-        "that drops in steps; directions may carry over, sizes need not."
+        "that drops in steps; neither sizes nor directions need carry over ({doc}`table1` has some that did not)."
     )

@@ -66,7 +66,11 @@ def lengths(profile: str, folder: Path | str | None = None) -> dict[int, Runs]:
 
 def beside(page: str, profile: str, folder: Path | str | None = None) -> list[Run]:
     """Every run that the page reads, those of other schedules than the profile's among them."""
-    several = [*found(page, profile, folder), *(lengths(profile, folder).values() if page == "table1" else [])]
+    several = found(page, profile, folder)
+    if page == "table1":
+        several = [*several, *lengths(profile, folder).values()]
+    if page == "which-one":  # which says what longer trainings of table 1 change
+        several = [*several, *found("table1", profile, folder)]
     return list({run.recipe.name: run for runs in several for group in runs.values() for run in group}.values())
 
 
@@ -75,4 +79,8 @@ def named(schedules: Sequence[Runs]) -> Runs:
     if len(schedules) == 1:
         return schedules[0]
     epochs = [next(run.recipe.epochs for group in runs.values() for run in group) for runs in schedules]
-    return {f"{name}, {n} epochs": group for n, runs in zip(epochs, schedules, strict=True) for name, group in runs.items()}
+    return {
+        f"{name}, {group[0].recipe.epochs if group else n} epochs": group  # an ablation has a schedule of its own
+        for n, runs in zip(epochs, schedules, strict=True)
+        for name, group in runs.items()
+    }

@@ -115,7 +115,7 @@ def schedule(recipe: Recipe) -> str:
     """In words, since a verdict on another schedule than the paper's says so."""
     form = {"onecycle": "one-cycle", "steps": "step", "thirds": "three-step"}[recipe.lr_schedule]
     data = "" if recipe.dataset == "cifar10" else f"{recipe.dataset}, "
-    return f"{data}{recipe.epochs} epochs, {form} learning-rate schedule"
+    return f"{data}{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}, {form} learning-rate schedule"
 
 
 def presumed(recipe: Recipe) -> bool:

@@ -5,8 +5,11 @@ from collections import Counter
 import pandas as pd
 from IPython.display import Markdown
 
+from csgbook.evidence.verdicts import schedule
 from csgbook.explorers.atlas import TOP, Atlas, Wall
 from csgbook.pages.tables import markdown
+
+BY = {"CSG": "gate", "PICNN": "most probable class", "ICNN": "largest mean peak of its maps"}  # else its mean activation
 
 
 def odd(wall: Wall) -> tuple[int, int]:
@@ -27,21 +30,22 @@ def answer(atlas: Atlas) -> Markdown:
 
 
 def summary(atlas: Atlas) -> Markdown:
-    """One row a network."""
+    """Their schedule, and one row per network."""
     rows = []
+    after = " or ".join(dict.fromkeys(schedule(wall.run.recipe) for wall in atlas.walls))
     for wall in atlas.walls:
         tells, shows = odd(wall)
         best = max(wall.filters, key=lambda f: max(f.information))
         rows.append(
             {
                 "network": wall.name,
-                "belongs by": "gate" if wall.filters[0].gate else "mean activation",
+                "class by": BY.get(wall.name, "mean activation"),
                 "tells most about another class": f"{tells} of {len(wall.filters)}",
                 f"another class in the top {TOP}": f"{shows} of {len(wall.filters)}",
                 "most information, nats": f"{max(best.information):.4f}, on {best.tells}, filter {best.filter}",
             }
         )
-    return markdown(pd.DataFrame(rows))
+    return Markdown(f"The networks after {after}:\n\n{markdown(pd.DataFrame(rows)).data}")
 
 
 def disagreeing(wall: Wall, classes: tuple[str, ...]) -> Markdown:

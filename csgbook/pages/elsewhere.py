@@ -109,7 +109,7 @@ def sentence(cells: Sequence[Cell], method: str) -> str:
     found = [holds for c in cells if (holds := c.holds(method)) is not None]
     claim = {
         "picnn": "PICNN's claim, filters that tell more of one class at equal or higher accuracy, holds",
-        "csg": "By the same rule CSG's gate brings it",
+        "csg": "By the same rule the claim holds for CSG",
     }[method]
     n = len(s.holds) + len(s.fails)
     return (
@@ -274,7 +274,7 @@ def ranks_apart(a: list[int | float], b: list[int | float]) -> float:
 def facts(cells: Sequence[Cell], cell: Cell) -> dict[str, int | float | str]:
     """A network's traits, and how well it learns without a gate."""
     std = [run.metrics for c in cells if c.network == cell.network for run in c.runs.get("std", [])]
-    of = [c.classes for c in cells if c.network == cell.network and c.classes]
+    of = [c.classes for c in cells if c.network == cell.network and c.classes and started(c)]
     known = traits(cell.recipe.net)
     more = {"Filters per class, K / C": float(known["Filters K"] / np.mean(of))} if of else {}
     return known | more | {f"{title(m)} of STD": float(np.mean([run[m] for run in std])) for m in grid.METRICS}

@@ -37,7 +37,9 @@ def simulated() -> Figure:
             n = [r["images"] for r in found]
             for name, (color, label) in LINES.items():
                 ax.plot(n, [r[name] / r["bound"] for r in found], "o-", color=color, ms=3, lw=1, label=label)
-            ax.axhline(found[0]["truth"] / found[0]["bound"], color=ORANGE, ls=":", lw=1, label="that filter, endless images")
+            ax.axhline(
+                found[0]["truth"] / found[0]["bound"], color=ORANGE, ls=":", lw=1, label="that filter, infinitely many images"
+            )
             ax.axvline(10, color=GREY, lw=0.5, alpha=0.5)
             ax.set(xscale="log", ylim=(0, 1.25), title=f"{C:,} classes" if metric == "mis" else "")
             ax.set_xticks([2, 10, 50, 200], ["2", "10", "50", "200"], minor=False)
@@ -65,7 +67,7 @@ def sentences() -> Markdown:
         f"With {C:,} classes and ten images of each, filters without signal reach {share(plain, 'null')} of MIS's bound and "
         f"{share(balanced, 'null')} of the balanced one's, filters that lie {kept['shift']:g} standard deviations higher on "
         f"their class {share(plain, 'shifted')} and {share(balanced, 'shifted')} "
-        f"(with endless images {share(plain, 'truth')} and {share(balanced, 'truth')}). With fifty images, as in "
+        f"(with infinitely many images {share(plain, 'truth')} and {share(balanced, 'truth')}). With fifty images, as in "
         f"ImageNet's validation set, the balanced null is {imagenet['null']:.2f} nats, {share(imagenet, 'null')} of ln 2. "
         f"With two it is {two['null']:.2f} nats and a perfect filter's estimate {two['perfect']:.2f}.\n\n"
         f"{kept['filters']} normal filters a point, simulated at commit {commit(kept)} in {kept['seconds']:.0f} s."

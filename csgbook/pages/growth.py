@@ -173,9 +173,10 @@ def moved(what: str, now: dict, n: int, before: dict, m: int) -> str:
     if e is None:
         return f"- {what}: {before['ours']:+.4f} after {m} epochs and {now['ours']:+.4f} after {n}."
     low, high = map(float, e.interval())
-    words = {1: "rises", -1: "falls", 0: "does not change measurably"}[int(rules.direction(e))]
     told = f"{float(e.mean):+.4f} ({verdicts.ends(low, high, '+')})"
-    return f"- {what} {words} from {m} to {n} epochs, by {told}."
+    if not rules.direction(e):
+        return f"- {what} changes by {told} from {m} to {n} epochs, which may be chance."
+    return f"- {what} {'rises' if rules.direction(e) > 0 else 'falls'} from {m} to {n} epochs, by {told}."
 
 
 def change(now: dict, before: dict) -> rules.Estimate | None:

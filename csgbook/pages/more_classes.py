@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
@@ -30,9 +31,23 @@ def tiny(profile: str, folder: Path | str | None = None) -> Markdown:
     """The numbers on Tiny ImageNet, or how to get them."""
     recipes, runs = (f("table1", profile, folder) for f in (experiments.recipes, experiments.published))
     if table := numbers(runs, TINY):
-        return Markdown(table)
+        return Markdown("\n\n".join(filter(None, (table, gap(runs)))))
     commands = "\n".join(recipe.command for name in TINY for recipe in recipes[name])
     return Markdown(f"Not run here.\n\n```sh\n{commands}\n```" if commands else "Not part of this profile.")
+
+
+def gap(runs: dict[str, list[Run]]) -> str:
+    """What CSG changes on Tiny ImageNet, over the seeds that both have; empty without any."""
+    std, csg = ({run.recipe.seed: run.metrics for run in runs.get(name, [])} for name in TINY)
+    seeds = sorted(std.keys() & csg.keys())
+    if not seeds:
+        return ""
+    words = {"accuracy": "accuracy", "mis": "MIS", "mis_balanced": "balanced MIS"}
+    changes = ", ".join(
+        f"{word} by {np.mean([csg[s][m] - std[s][m] for s in seeds]):+.4f}".replace("-", "−") for m, word in words.items()
+    )
+    sure = "one seed, which decides nothing" if len(seeds) == 1 else f"the mean over {len(seeds)} seeds"
+    return f"With its gate CSG changes {changes}: {sure}."
 
 
 def imagenet(folder: Path | str | None = None) -> Markdown:
@@ -48,11 +63,16 @@ def not_run(recipes: list[Recipe]) -> str:
     one, eight = gpu_costs.rows((1, 8), asked=[task])
     commands = "\n".join(recipe.command for recipe in recipes)
     gpu = gpu_costs.Machines().gpu
-    cores = f", with {one['cores']:,} processor cores to decode its pictures" if one["cores"] else ""
+    cores, all_cores = (decoders(row["cores"]) for row in (one, eight))
     return (
         f"**Not run here.** One training of {recipes[0].epochs} epochs is predicted to take {gpu_costs.time(one['hours'])} on "
-        f"one {gpu}{cores}, and {gpu_costs.time(eight['hours'])} on eight ({{doc}}`what that assumes <how-fast>`). ImageNet's "
-        "terms let nobody pass its pictures on: fetch them from image-net.org, unpack them into `data/raw/imagenet/train` "
+        f"one {gpu}{cores}, and {gpu_costs.time(eight['hours'])} on eight{all_cores} "
+        "({doc}`what that assumes <how-fast>`). ImageNet's terms let nobody pass its pictures on: fetch them from "
+        "image-net.org, unpack them into `data/raw/imagenet/train` "
         f"and `data/raw/imagenet/val`, and then:\n\n```sh\n{commands}\n```\n\n"
         "Interrupted, each goes on after its last epoch; the next `make book` shows the numbers here."
     )
+
+
+def decoders(cores: int | None) -> str:
+    return f", with {cores:,} processor cores to decode its pictures" if cores else ""

@@ -67,9 +67,23 @@ ADVICE = (
 )  # fmt: skip
 
 
-def recommendations(runs: Runs) -> Markdown:
-    """A list, one aim each, after what the comparison cannot tell."""
-    return Markdown(f"{unknown(runs)}\n\n" + "\n".join(f"- {told(advice, runs)}" for advice in ADVICE))
+def recommendations(runs: Runs, others: Sequence[Runs] = ()) -> Markdown:
+    """A list, one aim each, after what the comparison cannot tell; `others` are runs of other schedules."""
+    before = " ".join(filter(None, [unknown(runs), longer(runs, others)]))
+    return Markdown(f"{before}\n\n" + "\n".join(f"- {told(advice, runs)}" for advice in ADVICE))
+
+
+def longer(runs: Runs, others: Sequence[Runs]) -> str:
+    """What longer trainings say of CSG's accuracy, where there are any; not all of these methods have them."""
+    claim = next(c for c in CLAIMS if c.id == "accuracy-order")
+    judged = [judge(claim, beside) for beside in others if longest(beside) > longest(runs)]
+    if not judged or judged[0]["ours"] is None:
+        return ""
+    return f"Longer trainings can change them. After {judged[0]['schedule']}: {answers.said(judged[0])} ({{doc}}`table1`)."
+
+
+def longest(runs: Runs) -> int:
+    return max((run.recipe.epochs for group in runs.values() for run in group), default=0)
 
 
 def told(advice: Advice, runs: Runs) -> str:

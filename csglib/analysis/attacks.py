@@ -74,7 +74,7 @@ def match(
 ) -> Float[Tensor, "N 3 H W"]:
     """The adaptive attack: images whose pooled features come near those of natural images of other classes.
 
-    Who knows that the detector reads the features leaves it nothing to read (after Sabour et al. 2016).
+    Who knows that the detector reads the features makes them look like natural ones (after Sabour et al. 2016).
     """
     check_split(net)
     if features.shape != (len(images), net.num_filters):

@@ -61,13 +61,13 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict]:
-        """A row an epoch, as schema.ROW has it: path, learning rate, losses and accuracies, seconds."""
+        """One row per epoch, with path, learning rate, losses, accuracies and seconds, as schema.ROW has it."""
         path = self.path / "history.jsonl"
         return [parse_json(line, path, AGAIN, schema.ROW) for line in read_text(path, AGAIN).splitlines()]
 
     @cached_property
     def readout(self) -> Readout:
-        """Refused unless its head is that of the weights: a readout of another network has another."""
+        """What analysis needs of the run; refused unless its head is that of the weights, as that of another network is not."""
         path = self.needed("readout.safetensors")
         stored = schema.check_readout(read_tensors(path, AGAIN, schema.LIMITS[path.name]), path, AGAIN)
         for name in ("weight", "bias"):
