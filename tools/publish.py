@@ -3,7 +3,7 @@
     python tools/publish.py [--sample IMAGES] [--release DIR] FOLDER...
 
 --sample keeps the readout of so many test images, for the explorers of large runs.  --release also packs what is left out into
-DIR, one file a run, for the project's release `runs`, from which `csglib data get runs` fetches it.
+DIR, one file per run, for the project's release `runs`, from which `csglib data get runs` fetches it.
 
 Each folder is a finished run, or holds some.  A run is verified first, weights and all; one that is published already is
 passed over.  Of a training that diverged its report goes along, since that is its result.

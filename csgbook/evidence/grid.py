@@ -22,7 +22,7 @@ from csglib.runs import Run
 
 TOLERANCE = 0.005  # of the accuracy, as in the claim picnn-accuracy
 METRICS = ("accuracy", "mis_normalised")  # the claim's two halves
-RELEASED = {  # of what need not be here, by its release; of Tiny ImageNet 500 and 50 pictures a class
+RELEASED = {  # of what need not be here, by its release; of Tiny ImageNet 500 and 50 pictures per class
     "tiny-imagenet@32@20classes": {"train": 10_000, "test": 1000, "pixels": 32, "classes": 20},
     "stl10@224": {"train": 5000, "test": 8000, "pixels": 224, "classes": 10},
 }

@@ -38,14 +38,14 @@ def contrast(vectors: Callable[[Run], torch.Tensor], run: Run) -> float:
 
 
 def last_weights(run: Run) -> torch.Tensor:
-    """The weights of the last convolution, one row a filter (K x D)."""
+    """The weights of the last convolution, one row per filter (K x D)."""
     ordered = networks.build(run.recipe.net, len(run.readout.bias)).features.state_dict()  # a file's names are sorted otherwise
     name = [f"features.{name}" for name, w in ordered.items() if w.ndim == 4][-1]
     return run.weights[name].flatten(1)
 
 
 def responses(run: Run) -> torch.Tensor:
-    """The pooled activations on the test images, one row a filter (K x N)."""
+    """The pooled activations on the test images, one row per filter (K x N)."""
     return run.readout.features.T
 
 

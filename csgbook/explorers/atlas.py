@@ -298,7 +298,7 @@ def numbers(f: Filter) -> list[list[str]]:
 
 
 def table(f: Filter, classes: tuple[str, ...]) -> dict:
-    """One row a class; the share that colours a cell is that of the column's largest absolute value."""
+    """One row per class; the share that colours a cell is that of the column's largest absolute value."""
     columns = {
         "Gate": (f.gate, 2),
         "Information": (f.information, 4),

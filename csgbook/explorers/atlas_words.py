@@ -65,7 +65,7 @@ def disagreeing(wall: Wall, classes: tuple[str, ...]) -> Markdown:
 
 
 def shares(atlas: Atlas) -> Markdown:
-    """Filters a class, one row a network."""
+    """Filters per class, one row per network."""
     counts = [Counter(f.of for f in wall.filters) for wall in atlas.walls]
     rows = [[wall.name, *(str(c[name]) for name in atlas.classes)] for wall, c in zip(atlas.walls, counts, strict=True)]
     return markdown(pd.DataFrame(rows, columns=["network", *atlas.classes]))

@@ -291,5 +291,5 @@ def explorer(runs: dict[str, Run], classes: tuple[str, ...], sample: Images, eac
                 largest.append(net.maps(to_float(batch)).amax((0, 2, 3)))
         members.append(Member(name, run, torch.stack(largest).amax(0)))
     first = torch.cat([torch.nonzero(sample.labels == c)[:each, 0] for c in range(len(classes))])
-    order = first.view(len(classes), -1).T.flatten()  # a column a class
+    order = first.view(len(classes), -1).T.flatten()  # one column per class
     return NetworkInPage(tuple(members), classes, Images(sample.images[order], sample.labels[order]))

@@ -36,7 +36,7 @@ TOOLS = {
     "third-party-resnet20": "tools/third_party.py PATH",
     "verified": "tools/verify_all.py",
 }
-OF_RUNS = ("detection", "localisation")  # with an entry a run
+OF_RUNS = ("detection", "localisation")  # with an entry per run
 
 
 def read(kind: str) -> dict:

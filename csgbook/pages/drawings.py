@@ -115,7 +115,7 @@ SEEDS = {  # one shape a network
 
 
 def seeds(values: dict[str, list[float]], names: dict[str, str], told: dict[str, str], title: str) -> str:
-    """A dot a seed, a row a network, its mean at the right: what a finding rests on."""
+    """One dot per seed, one row per network, its mean at the right: what a finding rests on."""
     every = [v for group in values.values() for v in group]
     low, high = min(every), max(every)
     room = (high - low) or 1

@@ -1,4 +1,4 @@
-"""What mutual information sees with few images a class or many classes, as tools/few_images.py simulated it."""
+"""What mutual information sees with few images per class or many classes, as tools/few_images.py simulated it."""
 
 from IPython.display import Markdown
 from matplotlib import pyplot as plt
@@ -17,7 +17,7 @@ LINES = {
 
 
 def rows(metric: str, classes: int) -> list[dict]:
-    """By the number of images a class."""
+    """By the number of images per class."""
     found = measured.read("few-images").get("rows", [])
     return sorted((r for r in found if (r["metric"], r["classes"]) == (metric, classes)), key=lambda r: r["images"])
 
@@ -28,7 +28,7 @@ def sizes() -> list[int]:
 
 @styled
 def simulated() -> Figure:
-    """Estimates as shares of the bound by the number of images a class: a row a metric, a column a number of classes."""
+    """Estimates as shares of the bound by images per class: one row per metric, one column per number of classes."""
     told = sizes()
     fig, axes = plt.subplots(2, len(told), figsize=(6.8, 3.9), sharex=True, sharey=True, layout="constrained", squeeze=False)
     for line, metric in zip(axes, TITLES, strict=True):
@@ -46,7 +46,7 @@ def simulated() -> Figure:
             ax.minorticks_off()
         line[0].set_ylabel(TITLES[metric])
     for ax in axes[-1]:
-        ax.set_xlabel("images a class")
+        ax.set_xlabel("images per class")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=7.5)
     return fig
 

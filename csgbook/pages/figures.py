@@ -200,7 +200,7 @@ def losses(run: Run) -> Figure:
 
 @styled
 def gate_and_information(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
-    """One column a network: the gate, the information M of filters and classes, and their product.
+    """One column per network: the gate, the information M of filters and classes, and their product.
 
     A network without a gate shows the best one-hot assignment, that of each filter's largest information.
     """
@@ -397,7 +397,7 @@ def owned(runs: dict[str, list[Run]], classes: tuple[str, ...]) -> Figure:
 
 @styled
 def ablations(runs: dict[str, list[Run]], base: str) -> Figure:
-    """Accuracy and MIS of each experiment, one dot a seed; the band spans the seeds of the base."""
+    """Accuracy and MIS of each experiment, one dot per seed; the band spans the seeds of the base."""
     names = [name for name, group in runs.items() if group]
     fig, axes = plt.subplots(1, 2, figsize=(6.4, 0.26 * len(names) + 0.8), sharey=True, layout="constrained")
     for ax, metric, title in zip(axes, ("accuracy", "mis"), ("accuracy", "MIS, nats"), strict=True):

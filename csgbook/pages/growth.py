@@ -62,7 +62,7 @@ def others(lengths: dict[int, Runs]) -> list[tuple[int, dict]]:
 
 
 def draw(ax: Axes, told: Sequence[tuple[int, dict]], ticks: Sequence[int], dots: bool = True) -> None:
-    """Differences by the number of epochs: means with 95 % intervals, hollow where seeds are too few, and a dot a seed."""
+    """Differences by the number of epochs: means with 95 % intervals, hollow where seeds are too few, and a dot per seed."""
     ax.axhline(0, color=GREY, lw=0.8)
     for over, (color, marker, shift) in MARKS.items():
         shown = [(n * shift, c) for n, c in told if c["over"] == over]
@@ -94,7 +94,7 @@ def gap_figure(lengths: dict[int, Runs]) -> Figure:
 
 @styled
 def others_figure(lengths: dict[int, Runs]) -> Figure:
-    """A panel a statistic: CSG's difference from the other networks by the number of epochs."""
+    """A panel per statistic: CSG's difference from the other networks by the number of epochs."""
     told = [(n, toward(c)) for n, c in others(lengths)]
     ticks = sorted({n for n, _ in told})
     shown = [metric for metric in TITLES if any(c["metric"] == metric for _, c in told)]

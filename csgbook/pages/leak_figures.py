@@ -16,7 +16,7 @@ MARKS = {"csg": (BLUE, "o"), "meaningless": (GREY, "x"), "std": (ORANGE, "s")}
 
 @styled
 def rows(runs: Runs) -> Figure:
-    """How often the gated path is right under each row, one mark a seed, and how often it names a wrong row's class."""
+    """How often the gated path is right under each row, one mark per seed, and how often it names a wrong row's class."""
     found = masked(runs)
     fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for (kind, group), shift in zip(found.items(), (-0.22, 0.22, 0), strict=True):

@@ -52,7 +52,7 @@ def table(rows: dict[str, dict[str, str]], corner: str) -> Markdown:
 
 
 def masked(runs: Runs) -> dict[str, list[Rows]]:
-    """CSG under its gate, CSG under that gate with its filters shuffled, and standard networks masked; one entry a seed."""
+    """CSG under its gate, CSG under that gate with its filters shuffled, and standard networks masked; one entry per seed."""
     csg = [run.readout for run in runs.get("csg", [])]
     return {
         "csg": [leak.measure(r, r.gate) for r in csg],
@@ -132,7 +132,7 @@ def trainings() -> list[dict]:
 
 
 def relabelled() -> dict[tuple[str, str], list[Rows]]:
-    """What tools/label_leak.py measured: (labels, method) -> one entry a seed."""
+    """What tools/label_leak.py measured: (labels, method) -> one entry per seed."""
     found: dict[tuple[str, str], list[Rows]] = {}
     for t in trainings():
         found.setdefault((t["labels"], t["recipe"]["method"]), []).append(Rows(**t["rows"]))

@@ -72,7 +72,7 @@ def dots(entries: dict[str, list[dict]]) -> Figure:
 
 
 def scores(runs: dict[str, list[Run]]) -> Markdown:
-    """One row a score, one column an experiment, and what a guess without a network scores."""
+    """One row per score, one column per experiment, and what a guess without a network scores."""
     entries = measured.found("localisation", runs)
     if not any(entries.values()):
         return unmeasured("localisation")

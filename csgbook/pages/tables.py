@@ -66,7 +66,7 @@ def metrics_table(runs: dict[str, list[Run]], others: dict[str, dict[str, dict[s
 def statistics(
     rows: dict[str, Callable[[Run], float | None]], runs: dict[str, list[Run]], digits: int = 3, counts: Collection[str] = ()
 ) -> Markdown:
-    """One row a statistic, one column an experiment: mean and standard deviation over seeds, of counts with one digit."""
+    """One row per statistic, one column per experiment: mean and standard deviation over seeds, of counts with one digit."""
     table = {"Measure": [*rows, "runs"]}
     for name, group in runs.items():
         table[name] = [*(spread([row(run) for run in group], 1 if title in counts else digits) for title, row in rows.items())]
@@ -183,7 +183,7 @@ def representation(runs: dict[str, list[Run]], n: int = 2000) -> Markdown:
 
 
 def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
-    """One row an experiment: what its recipe changes, and what comes out."""
+    """One row per experiment: what its recipe changes, and what comes out."""
     known = next((group[0].recipe.changed() for name, group in runs.items() if name == base and group), {})
     rows = []
     for name, group in runs.items():
@@ -237,7 +237,7 @@ def clusters_by_mask(runs: list[Run], draws: int = 10) -> Markdown:
 
 
 def methods(runs: dict[str, list[Run]]) -> Markdown:
-    """One row a method, every number under the same protocol; a network without a gate has its matrix fitted afterwards.
+    """One row per method, every number under the same protocol; a network without a gate has its matrix fitted afterwards.
 
     Two tables, as wide as a page: accuracy and information, then clusters and cost.
     """

@@ -120,7 +120,7 @@ def check_split(net: nn.Module) -> None:
 def detection_errors(
     natural: Float[Tensor, "N K"], adversarial: Float[Tensor, "N K"], size: int, splits: int = 5, seed: int = 0
 ) -> list[float]:
-    """Error of a random forest that tells adversarial features from natural ones, one value a split.
+    """Error of a random forest that tells adversarial features from natural ones, one value per split.
 
     Row n of both is the same image, and stays on one side of a split.  `size` samples train, half of them adversarial; all
     other images test.  Chance is 0.5.
