@@ -118,13 +118,14 @@ def test_any_words_of_a_verdict_have_a_shape(verdict, kind):
 
 def claim(id: str, verdict: str, **values) -> dict:
     told = {"id": id, "sentence": f"<{id}> is so.", "source": "the paper", "over": "std", "paper": None}
+    told["schedule"] = "200 epochs, step learning-rate schedule"
     return told | {"ours": 0.02, "low": 0.01, "high": 0.03, "verdict": verdict} | values
 
 
 RESULTS = [
     claim("accuracy-order", "contradicted", paper=0.0023, ours=-0.014, low=-0.021, high=-0.007),
     claim("accuracy-matched", "open", source=claims.OURS, ours=-0.002, low=-0.005, high=0.002),
-    claim("new", "size reproduced", paper=0.05),
+    claim("new", "size reproduced", paper=0.05, low=0.0002, schedule="voc:town, 20 epochs, one-cycle learning-rate schedule"),
     claim("value", "inconclusive: another schedule", over=None, paper=0.9),
     claim("flat", "not measurable", ours=0.0, low=0.0, high=0.0),
     claim("absent", "not run here", ours=None, low=None, high=None),
@@ -147,6 +148,8 @@ def test_the_forest_draws_each_claim_that_has_an_interval_on_its_side_of_the_lin
     assert [shape for shape, _ in rows] == ["no", "yes", "open", "open"]  # two differences and a flat one, then the value
     assert "&lt;new&gt; is so." in text and "<new>" not in text  # a sentence is text, never markup
     assert "−0.014" in rows[0][1] and "−0.021 to −0.007" in rows[0][1] and "contradicted" in rows[0][1]
+    assert "+0.0002 to +0.0300" in rows[1][1] and "(20 epochs)" in rows[1][1]  # its side of zero, its length
+    assert "After 200 epochs, where" in text and all("epochs" not in rows[i][1] for i in (0, 2, 3))
     assert all(part.count('class="zero"') == 1 for _, part in rows)
     assert [part.count("mark paper") for _, part in rows] == [1, 1, 0, 1]
     ends = [[float(v) for v in re.search(r'x1="([\d.]+)" x2="([\d.]+)" y1="10"', part).groups()] for _, part in rows]
@@ -440,5 +443,19 @@ def test_every_function_that_draws_photographs_is_known_to_the_book():
 
 def test_results_of_the_published_runs_have_what_the_first_page_reads():
     asked = set(re.findall(r'c\["(\w+)"\]', (ROOT / "csgbook" / "pages" / "scoreboard.py").read_text()))
-    assert {"verdict", "ours", "low", "high", "paper", "over", "source", "sentence", "id", "question", "also", "n"} >= asked
+    assert {
+        "verdict",
+        "ours",
+        "low",
+        "high",
+        "paper",
+        "over",
+        "source",
+        "sentence",
+        "id",
+        "question",
+        "also",
+        "n",
+        "schedule",
+    } >= asked
     assert set(scoreboard.LABELS) - {c.id for c in claims.CLAIMS} == set()

@@ -226,9 +226,9 @@ def seeds(judged: dict) -> dict[str, list[str]]:
     return links
 
 
-def ends(low: float, high: float, sign: str = "") -> str:
+def ends(low: float, high: float, sign: str = "", least: int = 4) -> str:
     """An interval, with as many digits as it takes to see on which side of zero it ends."""
-    digits = next(d for d in range(4, 13) if all(abs(v) < rules.SAME or round(v, d) for v in (low, high)))
+    digits = next(d for d in range(least, 13) if all(abs(v) < rules.SAME or round(v, d) for v in (low, high)))
     return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
 
 

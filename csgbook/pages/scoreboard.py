@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from csgbook.claims import OURS
 from csgbook.embed import raw
+from csgbook.evidence import verdicts
 from csgbook.evidence.rules import SEEDS
 from csgbook.pages import drawings
 
@@ -105,12 +106,15 @@ def forest(results: list[dict]) -> str:
     """The papers' claims that have an interval: differences around zero, values around the paper's own."""
     drawable = [c for c in results if not question(c) and c["low"] is not None and c["ours"] is not None]
     blocks = ""
+    usual = Counter(c["schedule"] for c in drawable).most_common(1)[0][0] if drawable else ""
     for title, rows in (
         ("Differences. The line is no difference.", [c for c in drawable if c["over"]]),
         ("Values. The line is the paper's value.", [c for c in drawable if not c["over"] and c["paper"] is not None]),
     ):
         if rows:
-            blocks += f'<p class="forest-title">{title}</p><ul class="forest">{"".join(map(forest_row, rows))}</ul>'
+            blocks += (
+                f'<p class="forest-title">{title}</p><ul class="forest">{"".join(forest_row(c, usual) for c in rows)}</ul>'
+            )
     if not blocks:
         return "No claim has an interval yet: that takes two seeds of each side.\n"
     shapes = {"yes": "reproduced", "no": "contradicted", "open": "open, or not judged", "paper": "the paper's value"}
@@ -118,17 +122,27 @@ def forest(results: list[dict]) -> str:
         f'<span><svg class="drawn key" viewBox="0 0 20 20" aria-hidden="true">{drawings.mark(shape, 10)}</svg>{words}</span>'
         for shape, words in shapes.items()
     )
-    return raw(f'<div class="forests"><p class="forest-key">{key}</p>{blocks}</div>')
+    told = f"<p>After {length(usual)}, where a row does not say otherwise.</p>" if usual else ""
+    return raw(f'<div class="forests"><p class="forest-key">{key}</p>{told}{blocks}</div>')
 
 
-def forest_row(c: dict) -> str:
+def length(schedule: str) -> str:
+    """Its epochs; of a schedule in words."""
+    return html.escape(next((part for part in schedule.split(", ") if "epoch" in part), schedule))
+
+
+def forest_row(c: dict, usual: str) -> str:
+    """One claim; its schedule where that is not the usual one."""
     zero = 0.0 if c["over"] else c["paper"]
     shape = {"none": "open"}.get(k := kind(c["verdict"]), k)
     plot = drawings.interval(c["low"], c["high"], c["ours"], shape, c["paper"], zero)
     digits = 3 if max(abs(c["low"]), abs(c["high"])) >= 0.01 else 4
-    ours, low, high = (f"{c[v]:{'+' if c['over'] else ''}.{digits}f}".replace("-", "−") for v in ("ours", "low", "high"))
-    told = f"<b>{ours}</b> <small>{low} to {high}</small>"
+    sign = "+" if c["over"] else ""
+    ours, band = f"{c['ours']:{sign}.{digits}f}", verdicts.ends(c["low"], c["high"], sign, digits)
+    told = f"<b>{ours}</b> <small>{band}</small>".replace("-", "−")
     label = html.escape(LABELS.get(c["id"], c["sentence"]))
+    if c["schedule"] != usual:
+        label += f" <small>({length(c['schedule'])})</small>"
     return (
         f'<li class="{shape}"><span class="forest-claim">{label}</span>{plot}<span class="forest-number">{told}</span>'
         f'<span class="forest-verdict">{html.escape(short(c["verdict"]))}</span></li>'
