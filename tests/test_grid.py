@@ -110,7 +110,7 @@ def test_the_sign_test_counts_networks_by_their_means_over_data_sets():
 def test_the_answer_says_how_much_of_the_grid_it_rests_on():
     one = cell("n0", "a", std=STD[:1], picnn=shifted(0.01, 0.1, 1))
     said = elsewhere.answer([one, cell("n1", "a"), cell("n1", "b")]).data
-    assert "So far 1 of 3 cells have runs, each with a single seed, which decides nothing." in said
+    assert "So far 1 of 3 cells have runs, none with three seeds: nothing is decided yet." in said
     said = elsewhere.answer([cell("n0", "a", std=STD, picnn=shifted(0.01, 0.1)), cell("n1", "a")]).data
     assert said.endswith(" So far 1 of 2 cells have runs.")
 

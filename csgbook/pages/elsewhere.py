@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import nn
 
-from csgbook.evidence import grid
+from csgbook.evidence import grid, rules
 from csgbook.evidence.grid import Cell
 from csgbook.pages import origin
 from csgbook.pages.figures import COLOURS, GREY, styled
@@ -94,10 +94,10 @@ def answer(cells: Sequence[Cell]) -> Markdown:
 def so_far(cells: Sequence[Cell]) -> str:
     """How much of the grid the answer rests on, where that is not all of it."""
     ran = [c for c in cells if c.holds("picnn") is not None or c.holds("csg") is not None]
-    alone = all(len(group) < 2 for c in ran for group in c.runs.values())
-    if len(ran) == len(cells) and not alone:
+    most = max((len(group) for c in ran for group in c.runs.values()), default=0)
+    if len(ran) == len(cells) and most >= rules.SEEDS:
         return ""
-    seeds = ", each with a single seed, which decides nothing" if alone else ""
+    seeds = "" if most >= rules.SEEDS else ", none with three seeds: nothing is decided yet"
     return f" So far {len(ran)} of {len(cells)} cells have runs{seeds}."
 
 
@@ -292,7 +292,8 @@ def stages(cells: Sequence[Cell]) -> Figure:
             color, marker = COLOURS[method], MARKERS[method]
             values = [[r.metrics[metric] for r in c.runs.get(method, []) if r.metrics.get(metric) is not None] for c in cells]
             at = [i for i, v in enumerate(values) if v]
-            ax.plot(at, [np.mean(values[i]) for i in at], color=color, marker=marker, ms=4, lw=1, label=method.upper())
+            ms = {"csg": 7}.get(method, 4)  # to be seen where PICNN's mark lies on it
+            ax.plot(at, [np.mean(values[i]) for i in at], color=color, marker=marker, ms=ms, lw=1, label=method.upper())
             for i in at:
                 ax.plot([i] * len(values[i]), values[i], ".", color=color, ms=3, alpha=0.6)
         ax.set_xticks(range(len(cells)), [c.network for c in cells], rotation=30, ha="right")
