@@ -278,7 +278,7 @@ import functools, torch, trainings
 from tqdm import tqdm
 from csglib import Problem, data
 from csglib.recipe import Recipe
-from csglib.training import loop, trainer
+from csglib.training import loop, prepare
 
 trainings.prepare()
 compiled, kept = [], []
