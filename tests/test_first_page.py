@@ -148,7 +148,7 @@ def test_the_forest_draws_each_claim_that_has_an_interval_on_its_side_of_the_lin
     assert [shape for shape, _ in rows] == ["no", "yes", "open", "open"]  # two differences and a flat one, then the value
     assert "&lt;new&gt; is so." in text and "<new>" not in text  # a sentence is text, never markup
     assert "−0.014" in rows[0][1] and "−0.021 to −0.007" in rows[0][1] and "contradicted" in rows[0][1]
-    assert "+0.0002 to +0.0300" in rows[1][1] and "(20 epochs)" in rows[1][1]  # its side of zero, its length
+    assert "+0.0002 to +0.030" in rows[1][1] and "(20 epochs)" in rows[1][1]  # its side of zero, its length
     assert "After 200 epochs, where" in text and all("epochs" not in rows[i][1] for i in (0, 2, 3))
     assert all(part.count('class="zero"') == 1 for _, part in rows)
     assert [part.count("mark paper") for _, part in rows] == [1, 1, 0, 1]

@@ -226,10 +226,15 @@ def seeds(judged: dict) -> dict[str, list[str]]:
     return links
 
 
-def ends(low: float, high: float, sign: str = "", least: int = 4) -> str:
+def ends(low: float, high: float, sign: str = "") -> str:
     """An interval, with as many digits as it takes to see on which side of zero it ends."""
-    digits = next(d for d in range(least, 13) if all(abs(v) < rules.SAME or round(v, d) for v in (low, high)))
+    digits = next(d for d in range(4, 13) if all(abs(v) < rules.SAME or round(v, d) for v in (low, high)))
     return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
+
+
+def end(value: float, sign: str, least: int) -> str:
+    """One number, with as many digits as it takes to see on which side of zero it lies."""
+    return f"{value:{sign}.{next(d for d in range(least, 13) if abs(value) < rules.SAME or round(value, d))}f}"
 
 
 def row(judged: dict, paper: str, sign: str) -> str:

@@ -138,8 +138,8 @@ def forest_row(c: dict, usual: str) -> str:
     plot = drawings.interval(c["low"], c["high"], c["ours"], shape, c["paper"], zero)
     digits = 3 if max(abs(c["low"]), abs(c["high"])) >= 0.01 else 4
     sign = "+" if c["over"] else ""
-    ours, band = f"{c['ours']:{sign}.{digits}f}", verdicts.ends(c["low"], c["high"], sign, digits)
-    told = f"<b>{ours}</b> <small>{band}</small>".replace("-", "−")
+    ours, low, high = (verdicts.end(c[name], sign, digits) for name in ("ours", "low", "high"))
+    told = f"<b>{ours}</b> <small>{low} to {high}</small>".replace("-", "−")
     label = html.escape(LABELS.get(c["id"], c["sentence"]))
     if c["schedule"] != usual:
         label += f" <small>({length(c['schedule'])})</small>"
