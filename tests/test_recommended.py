@@ -86,7 +86,7 @@ def test_the_loss_is_laid_to_the_epochs_only_where_the_gate_surely_costs_less_th
 def test_longer_trainings_of_other_pages_are_told_before_the_list():
     """At 30 epochs CSG loses accuracy, at 200 it cannot be told whether it does."""
     short, long = (experiments.published(*which) for which in (("which-one", "short"), ("table1", "paper")))
-    assert (recommended.longest(short), recommended.longest(long)) == (30, 200)
+    assert (recommended.most_epochs(short), recommended.most_epochs(long)) == (30, 200)
     told = recommended.recommendations(short, [long, short]).data.split("\n\n- ")[0]
     assert "After 200 epochs" in told and "we cannot tell whether CSG classifies better or worse" in told
     assert "After 200" not in recommended.recommendations(long, [long, short]).data

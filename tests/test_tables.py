@@ -6,7 +6,7 @@ import torch
 
 from csgbook import claims
 from csgbook.evidence import verdicts
-from csgbook.pages import origin, tables
+from csgbook.pages import more_classes, origin, tables
 from csglib.analysis import metrics
 from csglib.paths import PUBLISHED
 from csglib.recipe import Recipe
@@ -102,6 +102,21 @@ def test_filters_with_shuffled_classes_have_the_contrast_of_chance(run, monkeypa
     found = dict(rows)
     assert found["weights, contrast"] == "1.000"
     assert abs(float(found["weights, contrast with classes shuffled"])) < 0.05 < float(found["responses, contrast"])
+
+
+def test_the_gap_on_tiny_imagenet_is_that_of_the_seeds_that_both_have():
+    def fake_of(seed: int, value: float) -> Run:
+        return Run(
+            PUBLISHED / "none",
+            Recipe(seed=seed, precision="float32"),
+            dict.fromkeys(more_classes.SCORES | tables.METRICS, value),
+            {},
+        )
+
+    pair = {"tiny-std": [fake_of(0, 0.5), fake_of(1, 0.9)], "tiny-csg": [fake_of(0, 0.4)]}
+    told = more_classes.gap(pair)
+    assert told.startswith("With its gate CSG changes accuracy by −0.1000, MIS by −0.1000, balanced MIS by −0.1000: one seed")
+    assert more_classes.gap({"tiny-std": [], "tiny-csg": []}) == ""
 
 
 def test_the_ablations_say_what_they_change_and_which_are_missing():

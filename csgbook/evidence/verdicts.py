@@ -228,13 +228,17 @@ def seeds(judged: dict) -> dict[str, list[str]]:
 
 def ends(low: float, high: float, sign: str = "") -> str:
     """An interval, with as many digits as it takes to see on which side of zero it ends."""
-    digits = next(d for d in range(4, 13) if all(abs(v) < rules.SAME or round(v, d) for v in (low, high)))
-    return f"{low:{sign}.{digits}f} to {high:{sign}.{digits}f}"
+    most = max(digits(v, 4) for v in (low, high))
+    return f"{low:{sign}.{most}f} to {high:{sign}.{most}f}"
 
 
 def end(value: float, sign: str, least: int) -> str:
     """One number, with as many digits as it takes to see on which side of zero it lies."""
-    return f"{value:{sign}.{next(d for d in range(least, 13) if abs(value) < rules.SAME or round(value, d))}f}"
+    return f"{value:{sign}.{digits(value, least)}f}"
+
+
+def digits(value: float, least: int) -> int:
+    return next(d for d in range(least, 13) if abs(value) < rules.SAME or round(value, d))
 
 
 def row(judged: dict, paper: str, sign: str) -> str:

@@ -76,13 +76,13 @@ def recommendations(runs: Runs, others: Sequence[Runs] = ()) -> Markdown:
 def longer(runs: Runs, others: Sequence[Runs]) -> str:
     """What longer trainings say of CSG's accuracy, where there are any; not all of these methods have them."""
     claim = next(c for c in CLAIMS if c.id == "accuracy-order")
-    judged = [judge(claim, beside) for beside in others if longest(beside) > longest(runs)]
+    judged = [judge(claim, beside) for beside in others if most_epochs(beside) > most_epochs(runs)]
     if not judged or judged[0]["ours"] is None:
         return ""
     return f"Longer trainings can change them. After {judged[0]['schedule']}: {answers.said(judged[0])} ({{doc}}`table1`)."
 
 
-def longest(runs: Runs) -> int:
+def most_epochs(runs: Runs) -> int:
     return max((run.recipe.epochs for group in runs.values() for run in group), default=0)
 
 
