@@ -226,7 +226,7 @@ CLAIMS = (
         answer="the activation of CSG's single filters overlaps <more|less> with the object",
     ),
     Claim(
-        "firing-order", "localisation", "It does so too where its threshold is taken among the places in which it fires.",
+        "firing-order", "localisation", "It does so too where its threshold is taken among the positions at which it fires.",
         "firing_iou", "animals-csg", over="animals-std", source=OURS,
     ),
     Claim(

@@ -85,7 +85,7 @@ def test_the_table_of_scores_stands_beside_a_guess_without_a_network(kept, run):
     table = rows(located.scores({"animals-csg": [run]}))
     assert table["CAM: IoU of the hottest 30 %"] == ["0.400", "0.350"]
     assert table["ActivMap: share of filters with threshold 0"] == ["0.250", "–"]
-    assert table["ActivMap of firing places: IoU"] == ["0.200", "0.550"]
+    assert table["ActivMap of firing positions: IoU"] == ["0.200", "0.550"]
     assert table["Wide crops, MaxBoxAcc"] == ["0.650", "0.800"]
     assert rows(located.filters_of_classes({"csg": [run]}))["csg"] == list("123456")
     assert rows(located.networks({"csg": [run], "std": []}))["std"][-1] == "0"
@@ -94,7 +94,7 @@ def test_the_table_of_scores_stands_beside_a_guess_without_a_network(kept, run):
 def test_marks_of_scores_lie_beside_a_guess_without_a_network_and_what_cannot_be_measured_has_none(kept, run):
     ax = located.beside_a_guess({"csg": [run], "std": []}).axes[0]
     names = [label.get_text() for label in ax.get_yticklabels()]
-    y = names.index("ActivMap of firing places: IoU")
+    y = names.index("ActivMap of firing positions: IoU")
     at = {round(line.get_ydata()[0] - y, 2): line.get_xdata()[0] for line in ax.lines if abs(line.get_ydata()[0] - y) < 0.5}
     assert at == {-0.36: 0.55, -0.16: pytest.approx(0.2)} and len(ax.lines) == 2 * len(names) and not ax.texts
     entry = measured.found("localisation", {"csg": [run]})["csg"][0]

@@ -26,8 +26,8 @@ SCORES = {  # the words for each score: crop, method, name
     "ActivMap: IoU": ("tight", "activation", "iou"),
     "ActivMap: AP30": ("tight", "activation", "ap30"),
     "ActivMap: share of filters with threshold 0": ("tight", "activation", "zero_thresholds"),
-    "ActivMap of firing places: IoU": ("tight", "firing", "iou"),
-    "ActivMap of firing places: AP30": ("tight", "firing", "ap30"),
+    "ActivMap of firing positions: IoU": ("tight", "firing", "iou"),
+    "ActivMap of firing positions: AP30": ("tight", "firing", "ap30"),
     "GradMap: IoU": ("tight", "gradient", "iou"),
     "GradMap: AP20": ("tight", "gradient", "ap20"),
     "Wide crops, CAM: IoU of the hottest 30 %": ("wide", "cam", "iou"),
@@ -86,7 +86,7 @@ def scores(runs: dict[str, list[Run]]) -> Markdown:
 
 
 def filters_of_classes(runs: dict[str, list[Run]], classes: tuple[str, ...] = objects.ANIMALS) -> Markdown:
-    """How many filters find the objects of each class best, by ActivMap of firing places; mean and deviation over seeds."""
+    """How many filters find the objects of each class best, by ActivMap of firing positions; mean and deviation over seeds."""
     entries = measured.found("localisation", runs)
     if not any(entries.values()):
         return unmeasured("localisation")

@@ -49,7 +49,7 @@ def cam(maps: Float[Tensor, "N K h w"], weight: Float[Tensor, "C K"], classes: I
 
 
 def enlarge(heat: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
-    """To H x W places, bilinear."""
+    """To H x W positions, bilinear."""
     return F.interpolate(heat[:, None], size, mode="bilinear")[:, 0]
 
 
@@ -63,10 +63,10 @@ def hottest(heat: Float[Tensor, "N H W"], share: float) -> Bool[Tensor, "N H W"]
 
 
 def filter_thresholds(maps: Float[Tensor, "N K h w"], share: float = 0.3, firing: bool = False) -> Float[Tensor, " K"]:
-    """ActivMap's T_k: the value that a share of filter k's activations reach, over all places of (training) images.
+    """ActivMap's T_k: the value that a share of filter k's activations reach, over all positions of (training) images.
 
-    It is 0 for a filter that fires in fewer places.  Then T_k marks every pixel of every image, so report how many there are.
-    With `firing` the share is of the places where the filter fires; a filter that never does marks nothing.
+    It is 0 for a filter that fires at fewer positions.  Then T_k marks every pixel of every image, so report how many there are.
+    With `firing` the share is of the positions where the filter fires; a filter that never does marks nothing.
     """
     check_finite("maps", maps)
     values = maps.transpose(0, 1).flatten(1).sort(dim=1, descending=True).values

@@ -76,7 +76,7 @@ class TemplateMask(nn.Module):
 
     @torch.no_grad()
     def masks(self, x: Float[Tensor, "N K H W"]) -> Float[Tensor, "N K H W"]:
-        """max(1 - w |p - mu|_1, -1) with places from -1 to 1 and mu the rounded centroid."""
+        """max(1 - w |p - mu|_1, -1) with positions from -1 to 1 and mu the rounded centroid."""
         N, K, H, W = x.shape
         if H * W == 1:
             raise Problem("icnn needs maps with a place to look at, and this layer gives 1 x 1: choose an earlier layer")
@@ -106,7 +106,7 @@ class TemplateMask(nn.Module):
 
 
 def centroid(sums: Float[Tensor, "N K L"]) -> tuple[Tensor, Tensor]:
-    """The places along one axis, and the mean place of each map's activation; 0 where there is none."""
+    """The positions along one axis, and the mean position of each map's activation; 0 where there is none."""
     grid = torch.arange(sums.shape[2], device=sums.device, dtype=sums.dtype)
     return grid, (sums * grid).sum(2) / sums.sum(2).clamp(min=1e-9)  # no matrix product: autocast would round it
 
@@ -118,7 +118,7 @@ def apart(sums: Float[Tensor, "N K L"]) -> Float[Tensor, "N K L"]:
 
 
 def variance(sums: Float[Tensor, "N K L"]) -> Float[Tensor, "N K"]:
-    """Of the places along one axis, weighted by the activation there, in squared pixels; 0 where there is none."""
+    """Of the positions along one axis, weighted by the activation there, in squared pixels; 0 where there is none."""
     grid, centre = centroid(sums)
     return (sums * (grid - centre[..., None]) ** 2).sum(2) / sums.sum(2).clamp(min=1e-9)
 

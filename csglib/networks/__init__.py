@@ -26,7 +26,7 @@ IMAGENET = {"efficientnet_lite0": efficientnet_lite0_imagenet}
 
 
 def build(name: str, num_classes: int, weights: str = "fresh") -> Split:
-    """A network by the recipe's name for it, with fresh weights or, but for its head, those learned on ImageNet.
+    """A network by the recipe's name for it, with random weights or, but for its head, those learned on ImageNet.
 
     Raises Problem where there is no network, layer or weights of that name; torchvision downloads its weights.
     """

@@ -167,7 +167,7 @@ def linear(head: nn.Linear | nn.Conv2d) -> nn.Linear:
 
 
 class Maps(nn.Module):
-    """What a feature extractor gives, as maps: those that it gives, channels last turned round, tokens put in their places."""
+    """What a feature extractor gives, as maps: those that it gives, channels last turned round, tokens put in their positions."""
 
     def __init__(self, layer: str):
         super().__init__()
@@ -215,5 +215,5 @@ class Maps(nn.Module):
             return x.permute(0, 3, 1, 2) if self.last else x
         side = math.isqrt(x.shape[1] - self.extra)
         if side * side != x.shape[1] - self.extra:
-            raise Problem(f"layer {self.layer!r} gives {tuple(x.shape)}, whose places are no square: give square images")
+            raise Problem(f"layer {self.layer!r} gives {tuple(x.shape)}, whose positions form no square: give square images")
         return x[:, self.extra :].transpose(1, 2).unflatten(2, (side, side))

@@ -4,7 +4,7 @@ Made for 224 pixels, they shrink a picture four times before their first stage. 
 3x3 with stride 1, and there is no pooling behind it; all else is torchvision's, its first weights too.  VGG has such a first
 convolution, and a vision transformer is made for its size: of these nothing changes.  Channels are multiplied by the width, 1
 if it is left out, through torchvision's own argument where there is one.  A gate of a vision transformer sits on the tokens of
-the patches, put in their places: maps of K channels, 4 x 4; the class token is left out, and the head is linear on the mean.
+the patches, put in their positions: maps of K channels, 4 x 4; the class token is left out, and the head is linear on the mean.
 """
 
 import re
@@ -141,7 +141,7 @@ FAMILIES = {
 
 
 def fitted(name: str, num_classes: int) -> Split:
-    """The network of a name such as `resnet18-32x0.25@layer4`, with fresh weights and a new head.
+    """The network of a name such as `resnet18-32x0.25@layer4`, with random weights and a new head.
 
     Raises Problem for a name without such a network, size, width or layer, and a layer without spatial extent.
     """
