@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from csgbook import claims
+from csgbook import claims, experiments
 from csgbook.evidence import verdicts
 from csgbook.pages import more_classes, origin, tables
 from csglib.analysis import metrics
@@ -55,6 +55,17 @@ def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run
     assert "30 epochs, one-cycle learning-rate schedule, `method standard`, `precision float32`" in text
     assert "No run" in origin.strip({"std": []}).data
     assert "#run-" not in origin.strip(runs, published=False).data
+
+
+def test_what_the_longest_runs_took_is_told_for_each_machine_and_each_run_counts_once(monkeypatch):
+    there = [fake(0, 0.9), fake(1, 0.9, gpu="A GPU"), fake(2, 0.9, gpu="A GPU")]
+    for run, minutes in zip(there, (180, 6, 8), strict=True):
+        run.provenance["train_seconds"] = 60 * minutes
+    monkeypatch.setattr(experiments, "published", lambda *_: {"std": there, "csg": there[:1]})
+    told = origin.times_of("paper")
+    assert "200 epochs" in told and "180 minutes on An abacus, 2 threads (1 run) and 6 to 8 minutes on A GPU (2 runs)" in told
+    monkeypatch.setattr(experiments, "published", lambda *_: {"std": []})
+    assert origin.times_of("paper") == ""
 
 
 def test_provenance_says_how_the_runs_were_computed_and_which_others_it_leaves_out(run, tmp_path):

@@ -108,9 +108,10 @@ def write_longest(sources: Path, runs_folder: str) -> None:
         (sources / "_longest.md").write_text(origin.published_of("paper", runs_folder) + "\n")
 
 
-def write_speed(sources: Path) -> None:
-    """What was measured of speed, and what is predicted from it."""
-    (sources / "_speed.md").write_text(f"{benchmarks.table().data}\n\n{benchmarks.sentence().data}\n")
+def write_speed(sources: Path, runs_folder: str) -> None:
+    """What was measured of speed, what the longest runs took, and what is predicted from it."""
+    took = origin.times_of("paper", runs_folder) if "paper" in experiments.book()["profiles"] else ""
+    (sources / "_speed.md").write_text(f"{benchmarks.table().data}\n\n{benchmarks.sentence().data} {took}\n")
     (sources / "_files.md").write_text(f"{benchmarks.from_files().data}\n")
     (sources / "_scaling.md").write_text(f"{gpu_costs.table().data}\n")
 
@@ -129,7 +130,7 @@ def assemble(build: Path, profile: str, runs_folder: str) -> int:
     write_runs(sources, profile, runs_folder)
     write_longest(sources, runs_folder)
     if (sources / "how-fast.md").exists():
-        write_speed(sources)
+        write_speed(sources, runs_folder)
 
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(sources)]
     command += ["--config", str(ROOT / "_config.yml"), "--path-output", str(work), "--all", "-W", "-n", "--keep-going"]

@@ -37,7 +37,7 @@ def table() -> Markdown:
         value = "–"
         if row["value"] is not None:
             digits = 0 if row["unit"] == "MB" else 1 if row["value"] > 10 else 3
-            value, low, high = (f"{v:,.{digits}f}" for v in (row["value"], *row["spread"]))
+            value, low, high = (f"{v:z,.{digits}f}" for v in (row["value"], *row["spread"]))
             value = f"{value} {row['unit']} ({low} to {high})"
         told.append(
             {"What": WHAT[row["name"]], "Value (quartiles)": value, "Over, or of": against(row), "Made on": made_on(row)}

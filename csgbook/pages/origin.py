@@ -121,14 +121,34 @@ def published_of(profile: str, folder: Path | str | None = None) -> str:
     """One sentence on how many runs of a profile there are, with a link to each."""
     pages = experiments.book()["pages"]
     asked = {r.name for page in pages for group in experiments.recipes(page, profile, folder).values() for r in group}
-    there = [r for page in pages for group in experiments.published(page, profile, folder).values() for r in group]
-    links = {link(run, f"{run.recipe.method}, seed {run.recipe.seed}"): None for run in there}
+    links = [link(run, f"{run.recipe.method}, seed {run.recipe.seed}") for run in runs_of(profile, folder)]
     epochs = experiments.profile(profile).recipe["epochs"]
     number = f"{len(links)} of {len(asked)}" if links else "none"
     return (
         f"Of the runs of the profile `{profile}`, which trains for {epochs} epochs and is meant for a GPU, {number} "
         f"{'is' if len(links) < 2 else 'are'} published{': ' * bool(links)}{'; '.join(links)}."
     )
+
+
+def times_of(profile: str, folder: Path | str | None = None) -> str:
+    """One sentence on what the published runs of a profile took on each machine; nothing where there are none."""
+    by_machine: dict[str, list[float]] = {}
+    for run in runs_of(profile, folder):
+        by_machine.setdefault(machine(run), []).append(run.provenance["train_seconds"] / 60)
+    took = [
+        f"{min(each):.0f}{f' to {max(each):.0f}' * (len(each) > 1)} minutes on {name} ({len(each)} run{'s' * (len(each) > 1)})"
+        for name, each in by_machine.items()
+    ]
+    epochs = experiments.profile(profile).recipe["epochs"]
+    told = f"The published runs of {epochs} epochs, some of which shared their machine with others, took {' and '.join(took)}."
+    return told * bool(took)
+
+
+def runs_of(profile: str, folder: Path | str | None = None) -> list[Run]:
+    """The published runs of a profile, each once, in the order of pages."""
+    pages = experiments.book()["pages"]
+    there = [r for page in pages for group in experiments.published(page, profile, folder).values() for r in group]
+    return list({run.recipe.name: run for run in there}.values())
 
 
 def run_entry(run: Run) -> str:

@@ -65,7 +65,7 @@ def hottest(heat: Float[Tensor, "N H W"], share: float) -> Bool[Tensor, "N H W"]
 def filter_thresholds(maps: Float[Tensor, "N K h w"], share: float = 0.3, firing: bool = False) -> Float[Tensor, " K"]:
     """ActivMap's T_k: the value that a share of filter k's activations reach, over all positions of (training) images.
 
-    It is 0 for a filter that fires at fewer positions.  Then T_k marks every pixel of every image, so report how many there are.
+    It is 0 for a filter that fires at fewer positions.  Then T_k marks every pixel of every image: report how many there are.
     With `firing` the share is of the positions where the filter fires; a filter that never does marks nothing.
     """
     check_finite("maps", maps)

@@ -167,7 +167,7 @@ def linear(head: nn.Linear | nn.Conv2d) -> nn.Linear:
 
 
 class Maps(nn.Module):
-    """What a feature extractor gives, as maps: those that it gives, channels last turned round, tokens put in their positions."""
+    """What a feature extractor gives, as maps: those that it gives, channels last turned round, tokens put in position."""
 
     def __init__(self, layer: str):
         super().__init__()
