@@ -18,8 +18,8 @@ recipes: .venv/cluster
 	PATH="$(CURDIR)/$(BIN):$$PATH" PWD="$(CURDIR)" snakemake --profile 'cluster/$(CLUSTER)' --rerun-triggers mtime input \
 	  --rerun-incomplete --nolock --config profile='$(PROFILE)'
 
-test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
+test: .venv/ready  # with bytecode kept, whatever the environment says: many tests start processes, and each would compile all anew
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 bench: .venv/ready  # 30 minutes on two cores, with nothing else running; ONLY="mis csg_step" measures some figures
 	$(BIN)/python tools/bench.py $(if $(ONLY),only $(ONLY))

@@ -42,6 +42,7 @@ def address(made, tmp_path_factory) -> str:
 # Python
 
 
+@pytest.mark.slow
 def test_the_images_are_those_that_excite_a_filter_most_and_the_maps_are_theirs(made):
     wall = made.walls[0]
     with torch.no_grad():

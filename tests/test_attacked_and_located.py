@@ -52,6 +52,7 @@ def test_the_table_of_detection_shows_what_was_measured(kept, run):
     assert rows(attacked.success({"csg": [run], "std": []}))["FGSM"] == ["0.900", "–"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dirty", [True, False])
 def test_changed_code_is_marked_on_the_page_with_the_commit_that_measured(kept, run, dirty):
     entry = measured.read("detection")[run.recipe.name] | {"commit": "c" * 40, "dirty": dirty}
@@ -140,6 +141,7 @@ def test_heat_maps_show_one_object_a_class_with_its_box(run):
     assert all(ax.patches[-1].get_bbox().bounds == (4, 8, 16, 22) for ax in figure.axes)
 
 
+@pytest.mark.slow
 def test_heat_maps_on_the_sample_have_an_image_of_each_class_and_a_row_for_each_network(run, mini):
     figure = located.on_the_sample({"std": [run], "csg": [run], "absent": []})
     assert len(figure.axes) == 30 and plt.get_fignums() == []

@@ -185,6 +185,7 @@ def test_what_cannot_be_told_apart_is_at_chance_and_what_is_far_apart_is_told():
     assert np.mean(attacks.detection_errors(*features(600, 9.0), 500)) < 0.01
 
 
+@pytest.mark.slow
 def test_an_image_is_never_on_both_sides_of_a_split():
     """Each image has features of its own, the same natural and attacked: a detector that has seen it would err on it."""
     own = torch.arange(400.0)[:, None].repeat(1, 3)

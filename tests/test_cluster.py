@@ -133,7 +133,7 @@ def kubernetes(tmp_path):
         config = {"clusters": [{"name": "a", "cluster": {"server": address}}], "users": [{"name": "a", "user": {}}]}
         config |= {"contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}], "current-context": "a"}
         (tmp_path / "kube.yaml").write_text(yaml.safe_dump(config))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server, str(tmp_path / "kube.yaml")
         server.shutdown()
 

@@ -63,7 +63,7 @@ def place(monkeypatch):
         vars(server).update(content=BYTES, ranges=True, length=True, breaks=[], asked=[], status=0, shift=0)
         server.open = threading.Event()  # until then a connection stays open when all is sent
         server.open.set()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server
         server.open.set()
         server.shutdown()

@@ -186,6 +186,7 @@ def test_all_methods_of_a_network_share_its_rate_and_schedule():
                 }
 
 
+@pytest.mark.slow
 def test_a_diverged_cell_is_told_and_not_trained_again(tmp_path, csgbook, monkeypatch):
     recipe = experiments.recipes("table1", "smoke")["std"][0]
     out = tmp_path / recipe.name
@@ -201,6 +202,7 @@ def test_a_diverged_cell_is_told_and_not_trained_again(tmp_path, csgbook, monkey
     assert {r.method for r, _ in asked} == {"csg", "matched"}
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_stops_no_other(tmp_path, csgbook, monkeypatch):
     """It is told and kept as a result; another mistake still stops the command."""
     tried = []

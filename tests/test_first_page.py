@@ -214,6 +214,7 @@ def test_a_headline_stands_only_where_the_numbers_bear_it(finding, three):
     assert finding.headline in first_page.findings({name: published[name] for name in names}, {})
 
 
+@pytest.mark.slow
 def test_what_may_be_chance_costs_nothing_and_sparser_features_are_told_as_such():
     """After 200 epochs, where CSG's accuracy and sparsity come out otherwise than after 30."""
     published = schedules.leading(schedules.found("table1", "quick"))

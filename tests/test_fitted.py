@@ -42,6 +42,7 @@ def built(name: str, seed: int = 0) -> split.Split:
     return networks.build(name, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, filters", NAMES.items())
 def test_a_fitted_network_gives_maps_with_places_and_the_known_number_of_filters(name, filters):
     net = built(name).eval()
@@ -50,6 +51,7 @@ def test_a_fitted_network_gives_maps_with_places_and_the_known_number_of_filters
     assert torch.allclose(net(torch.zeros(1, 3, 32, 32)), net.head(net.maps(torch.zeros(1, 3, 32, 32)).mean((2, 3))), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_trains_a_step_of_every_fitted_network(name, mini):
     x, y = to_float(mini.train.images[:16]), mini.train.labels[:16]
@@ -122,6 +124,7 @@ def test_the_stem_has_stride_1_and_no_pooling_follows(name):
     assert not family.pool or isinstance(network.get_submodule(family.pool), nn.Identity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", fitted.FAMILIES)
 def test_a_gate_can_sit_after_each_stage_and_maps_shrink(family):
     stages = fitted.FAMILIES[family].stages
@@ -129,6 +132,7 @@ def test_a_gate_can_sit_after_each_stage_and_maps_shrink(family):
     assert len(stages) == 4 and sides == sorted(sides, reverse=True) and sides[-1] >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18-32x0.25@layer4", "efficientnet_b0-32x0.25@features", "convnext6-32x0.25@features"])
 def test_fresh_weights_follow_from_the_seed(name):
     first, again, other = (built(name, seed).state_dict() for seed in (0, 0, 1))

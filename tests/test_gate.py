@@ -27,6 +27,7 @@ def test_projection_lands_in_the_constraint_set(matrix):
     assert (g.amax(0) == 1).all()
 
 
+@pytest.mark.slow
 @few
 @given(MATRICES)
 def test_projection_is_idempotent(matrix):

@@ -128,6 +128,7 @@ def test_a_layer_that_the_network_lacks_is_refused_with_those_it_has():
         csglib.gated(tv.resnet18(), "layer5")
 
 
+@pytest.mark.slow
 def test_a_layer_that_gives_no_maps_is_refused():
     with pytest.raises(Problem, match=r"'flatten' gives \(1, 512\), not maps"):
         csglib.gated(tv.resnet18(), "flatten", 10)
@@ -140,6 +141,7 @@ def test_a_layer_in_the_middle_needs_a_new_head():
     assert csglib.gated(tv.resnet18(), "layer2", 10).num_filters == 128
 
 
+@pytest.mark.slow
 def test_icnn_refuses_maps_without_extent():
     recipe = Recipe(method="icnn")
     net = csglib.gated(tv.resnet18(), "layer4", 10)
@@ -339,6 +341,7 @@ def test_what_is_no_network_for_a_gate_is_refused_with_the_remedy(what, num_clas
         csglib.gated(make(), "layer4", num_classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 0, -3])
 def test_fewer_than_two_classes_are_refused(count):
     with pytest.raises(Problem, match=f"num_classes is {count}: give 2 or more"):
@@ -399,6 +402,7 @@ def test_a_damaged_file_in_torchs_cache_is_refused_with_its_path(what, named, ca
     assert "weights_only" not in str(told.value)
 
 
+@pytest.mark.slow
 def test_only_thawed_layers_and_the_head_learn_and_frozen_ones_keep_their_statistics():
     net = networks.build("resnet18@layer4", 6)
     prefix = "0.layer4"
@@ -431,6 +435,7 @@ def test_csg_and_standard_training_move_the_same_layers(tiny, tmp_path):
     assert "features.0.stage4.3.branch2.0.weight" in moved["csg"]
 
 
+@pytest.mark.slow
 def test_a_layer_to_thaw_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(Problem, match="begins with 'layer9': the network has .*0.layer4"):
         networks.freeze(networks.build("resnet18@layer4", 6), "0.layer4,layer9")

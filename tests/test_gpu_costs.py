@@ -153,6 +153,7 @@ def test_the_table_shows_every_row_and_no_price_that_nobody_gave():
     assert {line.split("|")[price].strip() for line in gpu_costs.table(2.0).data.splitlines()[2:]}.isdisjoint({"–"})
 
 
+@pytest.mark.slow
 def test_the_page_says_what_imagenet_would_take_and_how_to_train_it(monkeypatch, tmp_path):
     asked = []
     row = {"hours": (1.5, 6.0), "cores": 40}
@@ -166,6 +167,7 @@ def test_the_page_says_what_imagenet_would_take_and_how_to_train_it(monkeypatch,
     assert all("--crop resized --" in c and "--net resnet18@layer4" in c and "--batch-size 256" in c for c in commands)
 
 
+@pytest.mark.slow
 def test_the_page_shows_imagenet_s_numbers_once_there_are_runs(monkeypatch, tmp_path, run):
     groups = experiments.recipes("table1", "paper", tmp_path)
     csg = groups["imagenet-csg"][0]
@@ -180,6 +182,7 @@ def test_the_page_shows_imagenet_s_numbers_once_there_are_runs(monkeypatch, tmp_
     assert "--method standard" in rest and "--method csg" not in rest
 
 
+@pytest.mark.slow
 def test_the_tool_measures_what_the_sheet_reads(nothing_measured):
     tool = runpy.run_path(str(ROOT / "tools" / "scaling.py"))
     task = SMALL._replace(recipe=replace(SMALL.recipe, method="csg", gate_density=0.2))

@@ -234,6 +234,7 @@ def test_the_page_says_where_the_grid_has_another_rate_than_was_chosen(monkeypat
     assert "0.1, and the grid has 0.2" in grid_training.rates("short", {}, [cell()]).data
 
 
+@pytest.mark.slow
 def test_cells_of_a_folder_have_their_runs_and_what_diverged_in_any_form(tmp_path):
     recipe = experiments.recipes("elsewhere", "short", tmp_path)["cifar10/vgg11/picnn"][0].in_form(("float32", "plain"))
     folder = runs.part(tmp_path / recipe.name)

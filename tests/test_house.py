@@ -46,6 +46,7 @@ def test_the_folders_of_the_book_follow_each_other(path):
         assert found <= set(ORDER_OF_THE_BOOK[: ORDER_OF_THE_BOOK.index(place(path)) + 1])
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others():
     above = {path: {folder / "__init__.py" for folder in path.parents} for path in FILES}  # imported before it in any case
     graph = {path: imports(path, top=True) - above[path] for path in FILES}

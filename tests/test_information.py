@@ -61,6 +61,7 @@ def blobs(seed: int, n: int, filters: int = 5, classes: int = 4) -> tuple[np.nda
     return rng.normal(size=(n, filters)) + shift, y
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(samples())
 def test_the_estimate_equals_its_slow_twin_with_ties_and_zeros(sample):
@@ -87,6 +88,7 @@ def test_without_ties_the_estimate_is_that_of_scikit_learn(seed, n):
     assert np.abs(estimate.numpy() - oracle).max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.7])
 def test_with_exact_zeros_the_estimate_is_near_the_mean_over_the_noise_that_scikit_learn_adds(threshold):
     rng = np.random.default_rng(1500)
@@ -214,6 +216,7 @@ def many(classes: int = 300, each: int = 10, filters: int = 4) -> tuple[torch.Te
     return torch.from_numpy(np.concatenate([x, np.maximum(np.round(8 * x) / 8, 0)], 1)), torch.from_numpy(y)
 
 
+@pytest.mark.slow
 def test_many_classes_of_few_images_are_those_of_the_search_and_of_scikit_learn(monkeypatch):
     x, y = many()
     estimate = mutual_information(x, y, 300)
@@ -225,6 +228,7 @@ def test_many_classes_of_few_images_are_those_of_the_search_and_of_scikit_learn(
     assert estimate[:, :4].max() > 0.003
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(samples(), st.integers(0, 3))
 def test_balanced_information_is_the_slow_twins_on_the_samples_drawn(sample, seed):
@@ -252,6 +256,7 @@ def test_with_classes_of_one_size_hardly_a_sample_is_drawn_as_another_twice():
     assert len(others) == 600 and torch.bincount(others).max() <= 3 and len(set(others.tolist())) > 500
 
 
+@pytest.mark.slow
 def test_a_filter_that_tells_a_class_perfectly_has_ln_2_however_many_classes_there_are():
     for classes, each in [(2, 50), (10, 20), (200, 5)]:
         y = torch.arange(classes * each) % classes

@@ -63,6 +63,7 @@ def test_environment_yml_pins_nothing_beside_the_lock_and_takes_its_python():
     assert f"--python-version {python}" in (ROOT / "Makefile").read_text()  # of `make lock`
 
 
+@pytest.mark.slow
 def test_the_environment_made_from_the_lock_has_its_versions():
     """`make` has made this environment from the lock, as conda and Binder do: nothing in it differs, nothing is missing."""
     if not (ROOT / ".venv" / "ready").exists() or Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():

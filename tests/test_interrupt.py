@@ -128,6 +128,7 @@ def test_no_system_call_of_a_save_is_a_bad_moment_to_stop_at(whole, monkeypatch,
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_checkpoints_come_at_the_chosen_interval(whole, stop_at, monkeypatch, tmp_path):
     saved = []
     original = trainer.Checkpoint.save

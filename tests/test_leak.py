@@ -210,6 +210,7 @@ def test_what_is_published_was_trained_on_the_labels_that_it_names():
 # The page
 
 
+@pytest.mark.slow
 def test_the_page_holds_with_runs_without_and_without_what_the_tool_measured(run, bare, tmp_path, monkeypatch):
     full = {"std": [bare], "matched": [], "csg": [run], "alternating": [], "warm-up": []}
     tables = (

@@ -108,6 +108,7 @@ def twin_gradient_map(net, image: torch.Tensor, k: int) -> np.ndarray:
     return g
 
 
+@pytest.mark.slow
 def test_the_gradient_map_equals_its_slow_twin():
     torch.manual_seed(0)
     net = networks.Split(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh()), nn.Linear(2, 2)).double()

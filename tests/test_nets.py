@@ -146,6 +146,7 @@ def test_a_readout_holds_what_a_plain_forward_pass_gives(third_party, mini):
     assert torch.equal(readout.labels, some.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, largest", [(32, 200), (64, 50), (128, 12), (512, 8)])
 def test_a_batch_of_the_readout_has_as_many_pixels_whatever_the_pictures_size(size, largest):
     taken = []

@@ -91,6 +91,7 @@ def of_class(shown, name: str, c: int) -> set[int]:
 # Python
 
 
+@pytest.mark.slow
 def test_the_weights_stay_within_their_budget_and_a_page_over_it_is_refused(shown, monkeypatch):
     text = shown.to_html()
     size = sum(len(n["base64"]) for n in shown.spec()["networks"])
@@ -162,6 +163,7 @@ def test_the_widgets_show_what_the_page_does(shown):
     assert OWN["wide"][1] in view.value and "Your own image" in view.value
 
 
+@pytest.mark.slow
 def test_the_words_count_what_they_say(shown):
     table = network_words.without_their_class(shown).data
     assert "STD" in table.splitlines()[2] and " of 40" in table.splitlines()[2]

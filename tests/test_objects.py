@@ -267,7 +267,7 @@ def archive(voc, tmp_path_factory, monkeypatch):
         tar.add(voc / "VOCdevkit", "VOCdevkit")
     handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=path.parent)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         entry = {"url": f"http://127.0.0.1:{server.server_port}/voc.tar", "filename": "voc.tar"}
         entry |= {"md5": paths.digest(path, "md5"), "base_dir": "VOCdevkit/VOC2012"}
         monkeypatch.setitem(listed.DATASET_YEAR_DICT, "2010", entry)

@@ -46,6 +46,7 @@ def small(tiny, monkeypatch):
     monkeypatch.setitem(networks.NETS, "small", trainings.small)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:16 filters are few")
 @pytest.mark.parametrize(
     "method, made",

@@ -117,6 +117,7 @@ def test_a_limit_on_what_onednn_may_use_counts(limit, native, monkeypatch):
     assert precision.cpu_has_bfloat16() is native
 
 
+@pytest.mark.slow
 def test_the_command_predicts_when_all_is_ready_and_trains_the_same_bits(csglib, monkeypatch, tmp_path, tiny):
     monkeypatch.setitem(networks.NETS, "small", trainings.small)
     words = ["train", "--dataset", "tiny", "--net", "small", "--method", "csg", "--cycle", "gs", "--precision", "float32"]

@@ -83,6 +83,7 @@ def test_the_loss_is_laid_to_the_epochs_only_where_the_gate_surely_costs_less_th
     assert sentence not in advised(csg=(0.91, 0.19, 0.05))[AIMS[1]]  # no loss
 
 
+@pytest.mark.slow
 def test_longer_trainings_of_other_pages_are_told_before_the_list():
     """At 30 epochs CSG loses accuracy, at 200 it cannot be told whether it does."""
     short, long = (experiments.published(*which) for which in (("which-one", "short"), ("table1", "paper")))

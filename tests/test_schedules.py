@@ -169,6 +169,7 @@ def test_the_move_of_a_gap_is_judged_seed_by_seed(trained, published):
     )
 
 
+@pytest.mark.slow
 def test_the_figure_has_an_interval_from_three_seeds_on_and_a_hollow_mark_below(trained, published):
     published(trained((3, 3, 1), 0.012, **LONG), trained((3, 3, 3)), trained((1, 3, 0), epochs=10))
     before = plt.get_fignums()

@@ -172,6 +172,7 @@ def test_a_notebooks_parameters_of_another_type_are_taken_or_refused_in_one_sent
     assert "epochs=2," in second and "dataset='folder:sample-pictures@32'" in second
 
 
+@pytest.mark.slow
 def test_a_size_of_another_type_is_taken_or_refused_in_one_sentence(pets):
     assert [folders.named("pets", size) for size in (32, 32.0, "32", "32.0", np.int64(32))] == ["folder:pets@32"] * 5
     assert folders.named("folder:pets", 16) == "folder:pets@16" and folders.named(2024, 16) == "folder:2024@16"

@@ -115,6 +115,7 @@ def test_a_crop_at_random_follows_from_seed_and_epoch_alone(tree):
     assert np.array_equal(one.first(1)[0].permute(1, 2, 0).numpy(), np.asarray(middle))  # the shorter side to 16 * 256 / 224
 
 
+@pytest.mark.slow
 def test_a_network_trained_from_files_is_the_one_trained_from_memory(tree, tmp_path):
     made = [trainer.train(RECIPE, tmp_path / r.where, "cpu", reading=r) for r in (Reading("resident"), Reading("streamed", 2))]
     assert made[0].metrics == made[1].metrics
@@ -156,6 +157,7 @@ def test_steps_recorded_as_a_gpu_captures_them_take_each_batch_from_the_files(cr
     assert [row["train_loss"] for row in rows] == pytest.approx([row["train_loss"] for row in expected], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_from_files_that_stops_goes_on_to_the_same_bits(tree, tmp_path):
     recipe = replace(RECIPE, crop="resized", lr_schedule="thirds")
     whole = trainer.train(recipe, tmp_path / "whole", "cpu", reading=FILES)

@@ -173,6 +173,7 @@ def test_a_stop_just_before_a_run_gets_its_name_costs_no_epoch(tiny_run, sabotag
 # What a run holds
 
 
+@pytest.mark.slow
 def test_the_history_tells_each_epochs_path_and_ends_on_a_standard_one(tiny_run, run):
     assert [row["path"] for row in tiny_run().history] == ["gated", "gated", "standard"]
     assert [row["path"] for row in run.history] == ["gated", "standard"]
@@ -205,6 +206,7 @@ def test_the_metrics_on_disk_follow_exactly_from_the_readout_on_disk(run):
     assert metrics.evaluate(runs.read(run.path).readout) == run.metrics
 
 
+@pytest.mark.slow
 def test_weights_and_images_give_the_stored_readout_again(run):
     fresh, stored = inference.read_images(run), run.readout
     span = fresh.features.amax(0) - fresh.features.amin(0)

@@ -138,6 +138,7 @@ def save(path: Path, upright: Image.Image, orientation: int) -> None:
     upright.save(path, "PNG" if path.suffix == ".JPG" else None, exif=exif)
 
 
+@pytest.mark.slow
 @drawn
 @given(trains=st.lists(scenes(), max_size=4), tests=st.lists(scenes(), max_size=3))
 def test_a_tree_of_photographs_in_vocs_layout(trains, tests, place):

@@ -92,6 +92,7 @@ def test_a_readout_of_another_run_is_refused_wherever_it_is_opened(copied, other
         _ = runs.read(copied).readout
 
 
+@pytest.mark.slow
 def test_features_of_another_run_under_the_right_head_are_refused(copied, other):
     mine, theirs = (load_file(folder / "readout.safetensors") for folder in (copied, other.path))
     changed = theirs | {name: mine[name] for name in ("weight", "bias", "gate", "gates")}
