@@ -213,7 +213,7 @@ def span(values: tuple[float, float] | None) -> str:
     """The lowest and the highest value, in words."""
     if values is None:
         return "–"
-    return " to ".join(dict.fromkeys(f"{v:,.0f}" if v >= 100 else f"{v:.2g}" for v in values))
+    return " to ".join(dict.fromkeys(f"{float(f'{v:.3g}'):,.0f}" if v >= 100 else f"{v:.2g}" for v in values))
 
 
 def time(hours: tuple[float, float]) -> str:
@@ -223,22 +223,25 @@ def time(hours: tuple[float, float]) -> str:
 
 
 def table(price: float | None = None) -> Markdown:
-    """The rows as the page shows them; how a time was come by stands in each."""
-
+    """The rows as the page shows them, costs where there is a price, and how the speeds were come by."""
+    told = rows(price=price)
     shown = [
         {
             "Training": row["task"],
             "GPUs": row["gpus"],
             "Batch": f"{row['batch']:,}",
-            "Steps per epoch": f"{row['steps']:,}",
             "Images/s": span(row["images_per_second"]),
-            "Exchange, ms per step": span(row["exchange_ms"]) if row["gpus"] > 1 else "–",
             "Time": time(row["hours"]),
             "GPU-hours": span(row["gpu_hours"]),
             "Price": span(row["price"]),
-            "Cores to decode": "–" if row["cores"] is None else f"{row['cores']:,}",
-            "Speed of a GPU": row["basis"],
+            "Cores that decode": "–" if row["cores"] is None else f"{row['cores']:,}",
         }
-        for row in rows(price=price)
+        for row in told
     ]
-    return markdown(pd.DataFrame(shown))
+    if price is None:
+        shown = [{name: value for name, value in row.items() if name != "Price"} for row in shown]
+    tasks_by_basis: dict[str, dict[str, None]] = {}
+    for row in told:
+        tasks_by_basis.setdefault(row["basis"], {})[row["task"]] = None
+    speeds = "; ".join(f"{basis} ({'; '.join(titles)})" for basis, titles in tasks_by_basis.items())
+    return Markdown(f"{markdown(pd.DataFrame(shown)).data}\n\nThe speed of a GPU is {speeds}.")
