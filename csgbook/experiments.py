@@ -118,7 +118,7 @@ def profile(name: str) -> Profile:
 
 
 def recipes(page: str, profile_name: str, folder: Path | str | None = None) -> dict[str, list[Recipe]]:
-    """The page's experiments, each with one recipe a seed, in the form in which most of them have a run in the folder.
+    """The page's experiments, each with one recipe per seed, in the form in which most of them have a run in the folder.
 
     Raises Problem where the two sides of one of the page's claims would be computed in different forms.
     """

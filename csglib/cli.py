@@ -91,7 +91,7 @@ def data(action: Positional[Literal["get", "verify"]], dataset: Positional[str] 
             not open, or have changed since.
         dataset: cifar10, cifar100, stl10, tiny-imagenet; voc2007 to voc2012, PASCAL VOC of that year, to get;
             cifar10-mini, which is part of the repository; voc:PATH, objects in VOC's layout, folder:PATH, pictures with
-            one subfolder a class, and imagenet:PATH, to verify (@64 behind the PATH is the side in pixels, @skip leaves out
+            one subfolder per class, and imagenet:PATH, to verify (@64 behind the PATH is the side in pixels, @skip leaves out
             what cannot be read, voc:PATH@cat,dog or @all says which classes, and imagenet:PATH@20classes how many); runs, the
             published runs, to get where the library came without.
     """

@@ -29,7 +29,7 @@ class Recipe:
     """Everything that decides a trained network.  A default never changes: the key counts only what differs from it."""
 
     # cifar10 | cifar10-mini | cifar100 | stl10 (or stl10@224) | tiny-imagenet | imagenet:PATH | voc:PATH, VOC's objects |
-    # folder:PATH, a subfolder a class
+    # folder:PATH, a subfolder per class
     dataset: Name = "cifar10"
     net: Name = "resnet20"  # resnet20 | resnet8 | NAME@LAYER of torchvision | NAME-32xWIDTH@LAYER, fitted to 32 pixels
     method: Name = "csg"  # standard | csg | picnn | icnn | and the controls matched, joint, fixed

@@ -160,7 +160,7 @@ def test_what_is_not_finite_is_not_attacked(net, bad):
 def test_labels_features_and_bytes_that_do_not_fit_are_refused(net, unchecked):
     images, labels = batch()
     for wrong in (labels[:1], labels[:3], labels + 4, labels - 9):
-        with pytest.raises(Problem, match="one label an image, from 0 to 3"):
+        with pytest.raises(Problem, match="one label per image, from 0 to 3"):
             attacks.attack(net, images, wrong, "fgsm")
     for few in (torch.rand(1, 6), torch.rand(4, 5)):
         with pytest.raises(Problem, match="do not belong to 4 images"):

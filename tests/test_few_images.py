@@ -1,4 +1,4 @@
-"""What mutual information sees with few images a class: the simulation, and the sentences that tell it."""
+"""What mutual information sees with few images per class: the simulation, and the sentences that tell it."""
 
 import math
 import sys

@@ -31,7 +31,7 @@ def nothing_measured(monkeypatch, tmp_path):
 
 @pytest.fixture
 def small(monkeypatch, nothing_measured):
-    """One task whose step costs 1e10 operations an image, starts no kernel worth counting and sends 100 MB."""
+    """One task whose step costs 1e10 operations per image, starts no kernel worth counting and sends 100 MB."""
     monkeypatch.setattr(gpu_costs, "tasks", lambda: [SMALL])
     monkeypatch.setattr(gpu_costs, "counted", lambda task: {"operations": 10**10, "kernels": 1, "gradient_bytes": 10**8})
 

@@ -149,7 +149,7 @@ def test_processes_share_pictures_in_files_without_one_twice_or_lost(world, tree
 def test_steps_recorded_as_a_gpu_captures_them_take_each_batch_from_the_files(crop, tree, monkeypatch):
     """No graph can choose pictures from files: each replay finds the next batch in a buffer, on top of what was recorded."""
     monkeypatch.setattr(data, "of", lambda recipe: data.load(recipe.dataset, crop, FILES))
-    recipe = replace(RECIPE, batch_size=4, epochs=4, crop=crop)  # six steps an epoch, of which three come before the capture
+    recipe = replace(RECIPE, batch_size=4, epochs=4, crop=crop)  # six steps per epoch, of which three come before the capture
     ours, rows, steps = test_loop.trained(recipe, range(4), recorded)
     theirs, expected, _ = test_loop.trained(recipe, range(4))
     assert steps.pixels.shape == (4, 3, 16, 16) and sorted(steps.graphs) == ["gated", "standard"]

@@ -1,4 +1,4 @@
-"""What mutual information sees with few images a class, by simulation: data/measured/few-images.json.
+"""What mutual information sees with few images per class, by simulation: data/measured/few-images.json.
 
     python tools/few_images.py
 

@@ -175,7 +175,7 @@ QUESTIONS = (
 @dataclass(frozen=True)
 class Answer:
     question: Question
-    values: tuple[float, ...]  # one a seed
+    values: tuple[float, ...]  # one per seed
     chance: float
     interval: tuple[float, float] | None  # Student's, 95 %
     word: str

@@ -31,7 +31,7 @@ Sides = tuple[Float[np.ndarray, "rows n"], Float[np.ndarray, "rows n"]]
 
 
 def draw(n: int, kind: str = "normal", ratio: float = 1.0, effect: float = 0.0, correlation: float = 0.0) -> Sides:
-    """Many experiments of n seeds a side, whose first mean lies `effect` standard deviations of a seed above the second."""
+    """Many experiments of n seeds per side, whose first mean lies `effect` standard deviations of a seed above the second."""
     rng = np.random.default_rng(0)
 
     def noise() -> Float[np.ndarray, "rows n"]:

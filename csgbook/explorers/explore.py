@@ -152,7 +152,7 @@ WAYS = ("mean activation", "head weight", "gate or matrix, where there is one")
 def cut(networks: dict[str, list[Run]], classes: tuple[str, ...], title: str, start: tuple[int, int], by: int = 0) -> Explorer:
     """Cut connections between classes and filters, and see what it costs two networks side by side.
 
-    `networks` maps a name to its runs, one a seed: accuracies are means over them, matrices those of the first.
+    `networks` maps a name to its runs, one per seed: accuracies are means over them, matrices those of the first.
     """
     names = tuple(networks)
     data = cut_data(networks, classes)

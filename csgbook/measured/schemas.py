@@ -77,7 +77,7 @@ MEASURED["scaling"] = sealed(
     }
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
-PACE = record(  # seconds an image, in a step and read out
+PACE = record(  # seconds per image, in a step and read out
     {"net": PLAIN, "pixels": WHOLE, "batch": WHOLE, "train": POSITIVE, "test": POSITIVE}, rest=False
 )
 MEASURED["grid-pace"] = sealed(
@@ -90,7 +90,7 @@ MEASURED["grid-pace"] = sealed(
     }
     | {"commit": COMMIT, "dirty": DIRTY, "hardware": HARDWARE}
 )
-RATES = {"type": "array", "items": POSITIVE, "minItems": 1}  # images a second, a round each
+RATES = {"type": "array", "items": POSITIVE, "minItems": 1}  # images per second, a round each
 MEASURED["files"] = sealed(
     dict.fromkeys(("read", "read_usual", "train", "train_float32", "train_usual"), RATES)
     | {"picture": record({"side": WHOLE} | dict.fromkeys(("bytes", "decoded", "squared"), POSITIVE), rest=False)}

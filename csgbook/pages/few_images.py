@@ -70,7 +70,7 @@ def sentences() -> Markdown:
         f"(with infinitely many images {share(plain, 'truth')} and {share(balanced, 'truth')}). With fifty images, as in "
         f"ImageNet's validation set, the balanced null is {imagenet['null']:.2f} nats, {share(imagenet, 'null')} of ln 2. "
         f"With two it is {two['null']:.2f} nats and a perfect filter's estimate {two['perfect']:.2f}.\n\n"
-        f"{kept['filters']} normal filters a point, simulated at commit {commit(kept)} in {kept['seconds']:.0f} s."
+        f"{kept['filters']} normal filters per point, simulated at commit {commit(kept)} in {kept['seconds']:.0f} s."
     )
 
 

@@ -88,7 +88,7 @@ def draw_gate(ax, gate: Float[Tensor, "C K"], classes: tuple[str, ...]):
 
 
 def draw_matrix(ax, values: Float[Tensor, "R K"], top: float = 1.0):
-    """A cell an entry; of a matrix with more entries than a page has room for, a cell is the largest of a block of them."""
+    """One cell per entry; of a matrix with more entries than a page has room for, a cell is the largest of a block of them."""
     R, K = values.shape
     block = -(-R // CELLS), -(-K // CELLS)
     if max(block) > 1:
@@ -381,7 +381,7 @@ def clusters(runs: dict[str, Run], classes: tuple[str, ...], n: int = 1500) -> F
 
 @styled
 def owned(runs: dict[str, list[Run]], classes: tuple[str, ...]) -> Figure:
-    """How many filters serve each class: one bar a class, one marker a seed."""
+    """How many filters serve each class: one bar per class, one marker per seed."""
     fig, axes = plt.subplots(1, len(runs), figsize=(6.4, 2.6), sharey=True, squeeze=False, layout="constrained")
     for ax, (name, group) in zip(axes[0], runs.items(), strict=True):
         counts = np.array([np.bincount(metrics.owners(r.readout), minlength=len(classes)) for r in group])

@@ -39,10 +39,10 @@ class Machines:
     """Assumptions about the GPUs; the first four are of an H200 SXM as it is commonly described, not looked up at its maker."""
 
     gpu: str = "H200"
-    peak: float = 989e12  # operations a second in bfloat16 with dense matrices; a multiply-add is two
-    inside: float = 450e9  # bytes a second and direction between the GPUs of a node: NVLink's 900 GB/s both ways
+    peak: float = 989e12  # operations per second in bfloat16 with dense matrices; a multiply-add is two
+    inside: float = 450e9  # bytes per second and direction between the GPUs of a node: NVLink's 900 GB/s both ways
     node: int = 8  # GPUs in a node
-    between: float = 50e9  # bytes a second and direction of a GPU to other nodes: one port of 400 Gbit/s each, our assumption
+    between: float = 50e9  # bytes per second and direction of a GPU to other nodes: one port of 400 Gbit/s each, our assumption
     reached: tuple[float, float] = (0.4, 0.8)  # share of these bandwidths that an all-reduce gets, our assumption
     launch: tuple[float, float] = (2e-6, 10e-6)  # seconds from one kernel to the next, in a graph and without, our assumption
     used: tuple[float, float] = (0.05, 0.25)  # share of the peak that a step gets, our assumption: see `rows`
@@ -70,7 +70,7 @@ def dearest_epoch(recipe: Recipe) -> int:
 
 
 class Kernels(TorchDispatchMode):
-    """Counts what is computed, views left out: at least so many kernels a GPU starts."""
+    """Counts what is computed, views left out: at least so many kernels per GPU."""
 
     count = 0
 
@@ -118,7 +118,7 @@ def gate_ratio(task: Task) -> float:
 
 
 def speed(task: Task, operations: int, machines: Machines) -> tuple[float, float, str]:
-    """Lowest and highest images a second of one GPU in standard training, and where they come from.
+    """Lowest and highest images per second of one GPU in standard training, and where they come from.
 
     A committed measurement is an entry of data/measured/speed.json with the unit images/s and the name gpu_NET_PIXELS, such
     as gpu_resnet18@layer4_224; without one they follow from counted operations and an assumed share of the peak.
@@ -147,23 +147,23 @@ def rows(
     machines: Machines | None = None,
     asked: Sequence[Task] | None = None,
 ) -> list[dict]:
-    """One row a task, of those asked for or all, and number of GPUs; two numbers in a value are its lowest and highest.
+    """One row per task, of those asked for or all, and number of GPUs; two numbers in a value are its lowest and highest.
 
     `price` is of a GPU-hour in any currency; without it there are no costs.
 
     Counted: operations, kernels and bytes of gradient (`counted`).  Measured on a processor (data/measured/scaling.json): what
     a gated step costs against a standard one, taken to be the same on a GPU, and the images that one core decodes.  The gate's
     measured share lies within the noise of that machine, and counts as none where it came out negative.  Measured on a GPU:
-    images a second, where data/measured/speed.json has the network.
+    images per second, where data/measured/speed.json has the network.
 
     Assumed:
     - Without that measurement a step reaches 5 to 25 % of the peak.  ResNet-50 reaches 23 % on a V100 and 19 % on an A100 by
-      the tables of NVIDIA's DeepLearningExamples (1,200 and 2,470 images/s; 24.3 billion operations an image by our count,
+      the tables of NVIDIA's DeepLearningExamples (1,200 and 2,470 images/s; 24.3 billion operations per image by our count,
       peaks of 125 and 312 trillion a second); an H200 has less memory bandwidth for its peak than either.  The range is wide
-      since networks differ: on the processor, busy with other work, these differ twofold in operations a second.
+      since networks differ: on the processor, busy with other work, these differ twofold in operations per second.
     - A step takes at least 2 to 10 microseconds a kernel, which bounds small batches of deep networks.
     - Each GPU keeps the recipe's batch, so the batch of a step grows with the GPUs.  That it learns as well is not claimed;
-      with few steps an epoch it will not.
+      with few steps per epoch it will not.
     - Gradients are exchanged in float32, at 40 to 80 % of the bandwidths in `Machines`.  The shorter time hides the exchange
       behind the step and the longer one adds all of it.
     - GPUs never wait for images.  `cores` says how many processor cores must decode for that, at the higher speed.

@@ -158,8 +158,9 @@ def random_note() -> Markdown:
     if not kept:
         return Markdown("")
     first = kept["trainings"][0]
+    net = first["recipe"]["net"].replace("resnet", "ResNet-")
     return Markdown(
-        f"{len(kept['trainings'])} trainings of a {first['recipe']['net'].replace('resnet', 'ResNet-')}, {len(first['history'])} epochs each in "
+        f"{len(kept['trainings'])} trainings of a {net}, {len(first['history'])} epochs each in "
         f"{first['recipe']['precision']}, {first['images']:,} held-out images, together {kept['seconds'] / 60:.0f} minutes on "
         f"{kept['hardware']['processor']}, {kept['hardware']['threads']} thread{'s' * (kept['hardware']['threads'] > 1)}, by "
         f"`{measured.TOOLS['label-leak']}` at commit {commit(kept)}."

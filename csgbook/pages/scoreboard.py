@@ -19,7 +19,7 @@ LABELS = {  # what a row of the forest plot calls a claim; another is told by it
     "overlap-order": "Information lies where the gate is",
     "weights-order": "A class's filters have similar weights",
     "removed-order": "Removal hurts standard training less",
-    "centre-order": "A class excites its own filters",
+    "centre-order": "A class activates its own filters more",
     "sparse-order": "Features are sparser with CSG",
     "picnn-mis": "Mutual information rises with PICNN",
     "picnn-accuracy": "PICNN keeps the accuracy",

@@ -60,7 +60,7 @@ def attack(
     check_name("attack", name, ATTACKS)
     check_split(net)
     if labels.shape != images.shape[:1] or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < net.num_classes):
-        raise Problem(f"attacks need one label an image, from 0 to {net.num_classes - 1}: these are {tuple(labels.shape)}")
+        raise Problem(f"attacks need one label per image, from 0 to {net.num_classes - 1}: these are {tuple(labels.shape)}")
     with torch.inference_mode(False):
         y = labels.clone()  # what was made in inference mode takes no part in a gradient
     return ascend(net, images, lambda x: -F.cross_entropy(net(x), y, reduction="none"), ATTACKS[name], generator)

@@ -42,7 +42,7 @@ def mutual_information(
     A class with fewer than two samples, or all of them, has information 0, and so has a constant filter, exactly.
 
     The estimate of a filter that tells a class perfectly exceeds the class's entropy H(p) by up to 1.5 / N: this bias is the
-    published estimator's.  With few samples a class it sees little else: the largest of many classes' estimates is then high
+    published estimator's.  With few samples per class it sees little else: the largest of many classes' estimates is then high
     by chance, so read it beside that of shuffled labels.  The book's page on the gate and mutual information shows how high.
 
     Filters are taken in blocks, so that beside the features it needs less than 200 MB, and for every million pairs of a class

@@ -1,4 +1,4 @@
-"""What a readout says: accuracy, mutual information, density; which class owns a filter, and what removing it does.
+"""Metrics of a readout: accuracy, mutual information, density; which class owns a filter, and what removing it does.
 
 Tensors in, numbers out; no files, no images.  One answer where there is nothing to measure, everywhere: of a class without
 images, of a filter or image without activation the number is NaN, and a mean is over the rest; NaN where nothing is left.
@@ -24,7 +24,7 @@ FEW = 10  # classes, up to which `mis` has room enough: the paper's own numbers 
 def accuracy(logits: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> float:
     """Share of samples whose largest logit is their label's; NaN where a logit is not finite: none is the largest."""
     if labels.shape != logits.shape[:1]:
-        raise Problem(f"{tuple(labels.shape)} labels do not belong to logits of shape {tuple(logits.shape)}: give one a row")
+        raise Problem(f"{tuple(labels.shape)} labels do not belong to logits of shape {tuple(logits.shape)}: give one per row")
     if not logits.isfinite().all():
         return math.nan
     return (logits.argmax(1) == labels).double().mean().item()

@@ -2,7 +2,7 @@
 
 `cifar10`, `cifar100` and `stl10` are the official binary releases (released.py), in another size where one is named, as in
 `stl10@224`; `cifar10-mini` is the sample of 2,000 + 1,000 images of the first in this repository.  `voc:PATH` are the objects
-of a folder in PASCAL VOC's layout, one an image (objects.py); `folder:PATH` is any tree of pictures with one subfolder a class
+of a folder in PASCAL VOC's layout, one per image (objects.py); `folder:PATH` is any tree of pictures, one subfolder per class
 (folders.py); `imagenet:PATH` and `tiny-imagenet` are those two as released (imagenet.py).  pictures.py says what may follow a
 PATH; streamed.py reads what memory cannot hold.
 """
@@ -79,7 +79,7 @@ def refuse(name: str, *more: str) -> None:
     known = ", ".join(dict.fromkeys([*DATASETS, "tiny-imagenet", *more]))
     raise Unknown(
         f"unknown dataset {name!r}: choose one of {known}, or folder:PATH, pictures of your own with "
-        f"one subfolder a class, voc:PATH, photographs with boxes, or imagenet:PATH{there}"
+        f"one subfolder per class, voc:PATH, photographs with boxes, or imagenet:PATH{there}"
     )
 
 

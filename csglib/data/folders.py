@@ -1,4 +1,4 @@
-"""Image folders: a tree with one subfolder a class is a data set, `folder:PATH` (pictures.py says what may follow).
+"""Image folders: a tree with one subfolder per class is a data set, `folder:PATH` (pictures.py says what may follow).
 
 Pictures are turned as their camera says, resized so that the shorter side has SIZE pixels, cut to the middle square, and kept
 as uint8 in one file beside the downloads, which is made anew when the pictures change.  What is hidden, is of another format
@@ -82,7 +82,7 @@ def load(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Dataset:
     parts = [pictures.take(torch.tensor(side, dtype=torch.long)) for side in sides]
     own = any(part_of(p.name.split("/")[0]) for p in found)
     remedy = "add pictures to its folder, or take the folder out" + (
-        "" if own else ", or lay out the two parts yourself, in folders train and test with one subfolder a class"
+        "" if own else ", or lay out the two parts yourself, in folders train and test with one subfolder per class"
     )
     keys = [[found[i].sha256 for i in side] for side in sides] if streamed else None
     return checked(name, classes, *parts, seen.hexdigest(), report, remedy, keys)

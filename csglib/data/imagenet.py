@@ -68,9 +68,9 @@ def load_tiny(name: str, crop: Crop = "border", reading: Reading = AUTO) -> Data
 
 
 def in_folders(part: Path, root: Path, inside: str = "") -> Listed:
-    """The pictures of a folder with one subfolder a class."""
+    """The pictures of a folder with one subfolder per class."""
     if not part.is_dir():
-        raise Missing(f"there is no folder {part}: {root.name} needs train and val, with a subfolder a class")
+        raise Missing(f"there is no folder {part}: {root.name} needs train and val, with a subfolder per class")
     found = Listed([], [], [])
     for wnid in sorted(f.name for f in os.scandir(part) if f.is_dir() and not f.name.startswith(".")):
         add(found, root, part / wnid / inside, lambda _, wnid=wnid: wnid)
@@ -127,7 +127,7 @@ def from_devkit(root: Path) -> tuple[Listed, dict[str, str]]:
     meta, truth = root / DEVKIT / "meta.mat", root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt"
     if not truth.is_file() or not meta.is_file():
         raise Missing(
-            f"{root / 'val'} has no subfolder a class, and {truth.parent} lacks the devkit's lists, which say what the "
+            f"{root / 'val'} has no subfolder per class, and {truth.parent} lacks the devkit's lists, which say what the "
             "pictures show: unpack ILSVRC2012_devkit_t12.tar.gz there, or sort them into folders of their WordNet numbers"
         )
     check_size(meta, 64 * MIB, "restore it from the devkit")

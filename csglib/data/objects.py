@@ -1,4 +1,4 @@
-"""Photographs with boxes in the layout of PASCAL VOC, cut to one object an image, the box in the pixels of the cut.
+"""Photographs with boxes in the layout of PASCAL VOC, cut to one object per image, the box in the pixels of the cut.
 
 Which photographs there are, and what is in them, voc.py reads.  Since a list is of photographs, no two objects of one are on
 different sides.  Masks are read where there are any: those of objects and parts from PASCAL-Part's Annotations_Part/NAME.mat,
@@ -212,7 +212,7 @@ def read_shapes(folder: Path, picture: Image.Image, name: str) -> list[Shape]:
         with opened(png, "restore it, or remove it", ("PNG",)) as picture_of_ids:
             ids = np.asarray(picture_of_ids)
         if ids.ndim != 2:
-            raise Damaged(f"{png} is no picture of object numbers, one a pixel: restore it, or remove it")
+            raise Damaged(f"{png} is no picture of object numbers, one per pixel: restore it, or remove it")
         shapes = [Shape(ids == i, {}) for i in np.unique(ids) if i not in (0, 255)]  # 0 is background, 255 the border
     else:
         return []

@@ -85,7 +85,7 @@ def asked(name: str, size: int = SIZE) -> Asked:
     inside = {
         "folder": "a subfolder of pictures for each class",
         "voc": "JPEGImages, Annotations and ImageSets",
-        "imagenet": "train and val, with a subfolder a class",
+        "imagenet": "train and val, with a subfolder per class",
     }[kind]
     more = "; behind a PATH may stand a size such as @64, and @skip" if "@" in path else ""
     raise Missing(

@@ -223,7 +223,7 @@ def read_names(release: Binary, where: Path, remedy: str) -> tuple[str, ...]:
     path = where / release.names
     found = tuple(plain(line.strip()) for line in read_text(path, remedy, 16 * KIB).splitlines() if line.strip())
     if len(found) != release.classes or len(set(found)) < len(found):
-        raise Damaged(f"{path} should name {release.classes} classes, one a line, and names {len(set(found))}: {remedy}")
+        raise Damaged(f"{path} should name {release.classes} classes, one per line, and names {len(set(found))}: {remedy}")
     return found
 
 

@@ -105,7 +105,7 @@ class Streamed:
     def read(self, chunks: Sequence[Tensor], seeds: Int[Tensor, " N"] | None = None) -> Iterator[Tensor]:
         """The pictures of one chunk of places after another, on the device.
 
-        With seeds, one a picture, each is cropped at random; without, as evaluation sees it.  Raises Problem where a picture
+        With seeds, one per picture, each is cropped at random; without, as evaluation sees it.  Raises Problem where a picture
         cannot be read or a process dies.
         """
         wanted = [(chunk, None if seeds is None else seeds[chunk]) for chunk in chunks]

@@ -22,7 +22,7 @@ from csglib.paths import digest, folder
 
 T = TypeVar("T")
 BYTES = {"errors": "surrogateescape"}  # of names that are not UTF-8
-LIMIT = 512 * files.MIB  # of the file that remembers: some 100 bytes a picture
+LIMIT = 512 * files.MIB  # of the file that remembers: some 100 bytes per picture
 
 
 def beside(root: Path, ending: str) -> Path:

@@ -45,7 +45,7 @@ def fixed_gate(recipe: Recipe, net: Split) -> ClassGate:
 
 
 def equal_shares(net: Split) -> Float[Tensor, "C K"]:
-    """One class a filter, k mod C for filter k: one-hot columns."""
+    """One class per filter, k mod C for filter k: one-hot columns."""
     return F.one_hot(torch.arange(net.num_filters) % net.num_classes, net.num_classes).T.float()
 
 

@@ -37,7 +37,7 @@ def read_out(
     net.eval()
     device, features = images.device, []
     many, least = (1000, 100) if device.type == "cuda" else (200, 8)  # what fills a GPU, what a CPU's caches hold, at 32 pixels
-    many = max(least, many * 32**2 // max(32, images.size) ** 2)  # 200 pictures of 128 pixels took 0.2 GB a layer
+    many = max(least, many * 32**2 // max(32, images.size) ** 2)  # 200 pictures of 128 pixels took 0.2 GB per layer
     for batch in images.read(torch.arange(len(images)).split(many)):
         with autocast(device, precision):
             features.append(net.pooled(data.to_float(batch)).float())

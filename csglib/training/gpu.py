@@ -28,7 +28,7 @@ from csglib.runs import inference
 from csglib.training import loop, prepare, trainer
 from csglib.training.loop import CAPTURED, Loop, loop_of
 
-# Ten steps an epoch: some as they are, then a capture and its replays; the third epoch is replays alone
+# Ten steps per epoch: some as they are, then a capture and its replays; the third epoch is replays alone
 RECIPE = Recipe(dataset="cifar10-mini", epochs=3, cycle="sg", holdout=1500, batch_size=50, lr=0.002, precision="float32")
 # Two trainings' distance, as a share of the way that they went.  Rounding, as 1e-6 of each first weight, parts them by 0.02
 # (CSG), 0.04 (PICNN), 0.13 (ICNN's matrix); one batch or one learning rate in all replays by 0.34 and more: on a processor
