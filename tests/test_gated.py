@@ -12,6 +12,8 @@ import torch
 import torchvision.models as tv
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.vgg import make_layers
 
 import csglib
 from csglib import Problem, methods, networks
@@ -23,8 +25,8 @@ from csglib.training import prepare, trainer
 
 # A network, the layer before its pooling, and whether its own head is linear on that layer's spatial mean.
 FAMILIES = {
-    "resnet": (lambda: tv.resnet18(), "layer4", True),
-    "vgg": (lambda: tv.vgg11_bn(num_classes=5, init_weights=False), "features", False),
+    "resnet": (lambda: tv.ResNet(BasicBlock, [1, 1, 1, 1]), "layer4", True),
+    "vgg": (lambda: tv.VGG(make_layers([32, "M", 64, "M", 128, "M", 128, "M"], True), 5, False), "features", False),
     "densenet": (lambda: tv.DenseNet(8, (2, 2, 2, 2), 16), "relu", True),
     "mobilenet": (lambda: tv.mobilenet_v2(), "features", True),
     "efficientnet": (lambda: tv.efficientnet_b0(), "features", True),
