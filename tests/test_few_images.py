@@ -38,6 +38,6 @@ def test_more_images_lower_the_null_of_every_score():
 
 def test_the_sentences_say_the_numbers_or_that_there_are_none(monkeypatch):
     row = next(r for r in few_images.rows("mis_balanced", 1000) if r["images"] == 50)
-    assert f"the balanced null is {row['null']:.2f} nats" in few_images.sentences().data
+    assert f"chance level is {row['null']:.2f} nats" in few_images.sentences().data
     monkeypatch.setattr(measured, "read", lambda kind: {})
     assert few_images.sentences().data.startswith("This has not been simulated yet")

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from csgbook import measured
 from csgbook.pages.figures import BLUE, GREY, ORANGE, styled
-from csgbook.pages.tables import commit
+from csgbook.pages.tables import commit, percent
 
 TITLES = {"mis": "MIS / H(1/C)", "mis_balanced": "balanced MIS / ln 2"}
 LINES = {
@@ -52,7 +52,7 @@ def simulated() -> Figure:
 
 
 def sentences() -> Markdown:
-    """What follows, in numbers: how far the null is from a filter with signal, at ten images and at ImageNet's fifty."""
+    """What follows, in numbers: how far chance is from a filter with signal, at ten images and at ImageNet's fifty."""
     kept, told = measured.read("few-images"), sizes()
     if not told:
         return Markdown("This has not been simulated yet: `python tools/few_images.py` does it.")
@@ -68,11 +68,12 @@ def sentences() -> Markdown:
         f"{share(balanced, 'null')} of the balanced one's, filters that lie {kept['shift']:g} standard deviations higher on "
         f"their class {share(plain, 'shifted')} and {share(balanced, 'shifted')} "
         f"(with infinitely many images {share(plain, 'truth')} and {share(balanced, 'truth')}). With fifty images, as in "
-        f"ImageNet's validation set, the balanced null is {imagenet['null']:.2f} nats, {share(imagenet, 'null')} of ln 2. "
+        f"ImageNet's validation set, the balanced score's chance level is {imagenet['null']:.2f} nats, "
+        f"{share(imagenet, 'null')} of ln 2. "
         f"With two it is {two['null']:.2f} nats and a perfect filter's estimate {two['perfect']:.2f}.\n\n"
         f"{kept['filters']} normal filters per point, simulated at commit {commit(kept)} in {kept['seconds']:.0f} s."
     )
 
 
 def share(row: dict, name: str) -> str:
-    return f"{row[name] / row['bound']:.0%}"
+    return percent(row[name] / row["bound"])

@@ -307,19 +307,26 @@ def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
 
 @styled
 def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, shown: int = 5) -> Figure:
-    """Where filters fire: for a few filters of each network the sample's images that excite them most.
+    """Where filters fire: for a few classes and each network the sample's images that excite the class's first filter most.
 
-    The line encloses what exceeds half of the map's maximum.  Filters are spread over those sorted by class.
+    The line encloses what exceeds half of the map's maximum.  Classes are spread over those that have a filter in each network.
     """
+    firing: dict[str, dict[int, int]] = {}  # the first filter of each class that fires at all
+    for name, run in runs.items():
+        alive = sample_maps(run).amax((0, 2, 3)) > 0
+        firing[name] = {c: k for k, c in reversed([*enumerate(metrics.owners(run.readout).tolist())]) if alive[k]}
+    common = sorted(set.intersection(*map(set, firing.values())))
+    filters = min(filters, len(common))
+    rows = [common[round(i * (len(common) - 1) / max(filters - 1, 1))] for i in range(filters)]
+
     columns = len(runs) * (shown + 1) - 1  # an empty column between two networks holds the names of the filters
     fig, axes = plt.subplots(filters, columns, figsize=(6.4, 0.66 * filters + 0.3), squeeze=False)
     for ax in axes[:, shown :: shown + 1].flat:
         ax.remove()
     for j, (name, run) in enumerate(runs.items()):
-        images, maps, own = sample(run), sample_maps(run), metrics.owners(run.readout)
-        alive = [k for k in own.argsort(stable=True).tolist() if maps[:, k].amax() > 0]
-        picked = [alive[round(i * (len(alive) - 1) / max(filters - 1, 1))] for i in range(filters)]
-        for row, k in zip(axes[:, j * (shown + 1) : j * (shown + 1) + shown], picked, strict=True):
+        images, maps = sample(run), sample_maps(run)
+        for row, c in zip(axes[:, j * (shown + 1) : j * (shown + 1) + shown], rows, strict=True):
+            k = firing[name][c]
             best = maps[:, k].amax((1, 2)).argsort(dim=0, descending=True, stable=True)[:shown]
             for ax, n in zip(row, best.tolist(), strict=True):
                 size = images.shape[2:]
@@ -327,7 +334,7 @@ def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, sho
                 ax.imshow(images[n].permute(1, 2, 0).numpy())
                 ax.contour(heat.numpy(), [heat.max().item() / 2], colors=[ORANGE], linewidths=1)
                 ax.set(xticks=[], yticks=[])
-            row[0].set_ylabel(classes[int(own[k])], fontsize=7)
+            row[0].set_ylabel(classes[c], fontsize=7)
         axes[0, j * (shown + 1)].set_title(name, loc="left")
     fig.subplots_adjust(left=0.05, right=0.99, top=0.9, bottom=0.01, wspace=0.08, hspace=0.08)
     return fig

@@ -1,8 +1,8 @@
 """Data sets as they were released: CIFAR-10, CIFAR-100 and STL-10, which are binary files, and where Tiny ImageNet is.
 
-    cifar10    50,000 + 10,000 images of 32 x 32 pixels, 10 classes
-    cifar100   50,000 + 10,000 images of 32 x 32 pixels, 100 classes, the fine ones
-    stl10       5,000 +  8,000 images of 96 x 96 pixels, 10 classes; its 100,000 images without a label are not read
+- `cifar10`: 50,000 + 10,000 images of 32 x 32 pixels, 10 classes
+- `cifar100`: 50,000 + 10,000 images of 32 x 32 pixels, 100 classes, the fine ones
+- `stl10`: 5,000 + 8,000 images of 96 x 96 pixels, 10 classes; its 100,000 images without a label are not read
 
 A size may follow, as in `stl10@224`: all images are then brought to it.  Every file is compared with its digest, and none
 holds a pickle.
