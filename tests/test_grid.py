@@ -131,7 +131,7 @@ def test_one_seed_has_no_interval_and_a_network_without_runs_no_row():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in elsewhere.differences([none]).axes[0].get_yticklabels()] == ["c"]
     beside = elsewhere.differences([full, cell("a", "animals")]).axes  # a data set without runs takes no room
-    assert [ax.get_title() for ax in beside] == ["cifar10\naccuracy", "cifar10\nMIS / bound"]
+    assert [ax.get_title() for ax in beside] == ["CIFAR-10\naccuracy", "CIFAR-10\nMIS / bound"]
 
 
 def test_a_network_has_a_row_for_each_method_and_those_without_runs_are_named():
@@ -148,7 +148,7 @@ def test_a_network_has_a_row_for_each_method_and_those_without_runs_are_named():
 def test_few_filters_are_named(monkeypatch):
     monkeypatch.setattr(grid.measured, "read", lambda kind: {"sizes": {"cifar10": {"classes": 10}, "many": {"classes": 100}}})
     many = grid.Cell("many", "resnet18", Recipe(dataset="many", net=NET), {}, {})
-    assert "resnet18 on many (1.3)" in elsewhere.few([cell(), many]).data
+    assert "ResNet-18 on many (1.3)" in elsewhere.few([cell(), many]).data
     assert elsewhere.few([cell()]).data == "Every network here has at least five filters per class."
     assert elsewhere.ratio(many) == "1.3 (< 5)" and elsewhere.ratio(cell()) == "12.8"
     unknown = grid.Cell("x", "resnet18", Recipe(dataset="folder:x", net=NET), {}, {})

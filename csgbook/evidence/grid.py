@@ -26,7 +26,18 @@ RELEASED = {  # of what need not be here, by its release; of Tiny ImageNet 500 a
     "tiny-imagenet@32@20classes": {"train": 10_000, "test": 1000, "pixels": 32, "classes": 20},
     "stl10@224": {"train": 5000, "test": 8000, "pixels": 224, "classes": 10},
 }
+CALLED = {  # what people call them; another name stays as it is
+    "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg11": "VGG-11", "densenet": "DenseNet", "mobilenet": "MobileNetV2",
+    "shufflenet": "ShuffleNetV2", "efficientnet": "EfficientNet-B0", "regnet": "RegNet", "convnext": "ConvNeXt", "vit": "ViT",
+    "cifar10": "CIFAR-10", "tiny-imagenet": "Tiny ImageNet", "stage1": "stage 1", "stage2": "stage 2", "stage3": "stage 3",
+    "stage4": "stage 4",
+}  # fmt: skip
 FEW = 5  # filters per class: PICNN's interpretation path needs so many (csglib/methods/picnn.py)
+
+
+def called(name: str) -> str:
+    """A network, data set or stage of experiments.yml, as people call it."""
+    return CALLED.get(name, name)
 
 
 @dataclass(frozen=True)

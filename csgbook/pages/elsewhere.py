@@ -16,7 +16,7 @@ from scipy import stats
 from torch import nn
 
 from csgbook.evidence import grid, rules
-from csgbook.evidence.grid import Cell
+from csgbook.evidence.grid import Cell, called
 from csgbook.pages import origin
 from csgbook.pages.figures import COLOURS, GREY, styled
 from csgbook.pages.tables import markdown, spread
@@ -48,8 +48,8 @@ def differences(cells: Sequence[Cell]) -> Figure:
             ax.axvspan(-grid.TOLERANCE, 0, color=GREY, alpha=0.2, lw=0)
         for cell in (c for c in drawn if c.data == of):
             draw_cell(ax, cell, metric, names.index(cell.network))
-        ax.set_title(f"{of}\n{TITLES[metric]}", fontsize=8 if len(data) < 3 else 6.5)
-        ax.set_yticks(range(len(names)), names)
+        ax.set_title(f"{called(of)}\n{TITLES[metric]}", fontsize=8 if len(data) < 3 else 6.5)
+        ax.set_yticks(range(len(names)), [called(name) for name in names])
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.margins(x=0.15)
         if not drawn:
@@ -149,8 +149,8 @@ def table(cells: Sequence[Cell]) -> Markdown:
     for data in dict.fromkeys(c.data for c in cells):
         of = [c for c in cells if c.data == data]
         rows = [row for c in of if started(c) for row in table_rows(c)]
-        parts.append(f"*{data}*\n\n{markdown(pd.DataFrame(rows)).data}" if rows else f"*{data}*: {LACKING}.")
-        if rows and (empty := [c.network for c in of if not started(c)]):
+        parts.append(f"*{called(data)}*\n\n{markdown(pd.DataFrame(rows)).data}" if rows else f"*{called(data)}*: {LACKING}.")
+        if rows and (empty := [called(c.network) for c in of if not started(c)]):
             parts.append(f"No run yet: {', '.join(empty)}.")
     return Markdown("\n\n".join(parts))
 
@@ -167,7 +167,7 @@ def table_rows(c: Cell) -> list[dict[str, str]]:
         group = c.runs.get(method, [])
         if not group and method not in c.diverged:
             continue
-        row = {"Network": "" if rows else c.network, "K / C": "" if rows else ratio(c)}
+        row = {"Network": "" if rows else called(c.network), "K / C": "" if rows else ratio(c)}
         row["Method"] = "STD" if method == "std" else f"{method.upper()} − STD"
         for metric in grid.METRICS:
             alone = spread([r.metrics[metric] for r in group], 3)
@@ -200,7 +200,7 @@ def few(cells: Sequence[Cell]) -> Markdown:
     known = [(c, traits(c.recipe.net)["Filters K"] / c.classes) for c in cells if c.classes]
     if not known:
         return Markdown("How many filters per class has is not known yet: that takes a run, or `python tools/grid_pace.py`.")
-    named = [f"{c.network} on {c.data} ({each:.1f})" for c, each in known if each < grid.FEW]
+    named = [f"{called(c.network)} on {called(c.data)} ({each:.1f})" for c, each in known if each < grid.FEW]
     if not named:
         return Markdown("Every network here has at least five filters per class.")
     return Markdown(
@@ -252,8 +252,9 @@ def apart(cells: Sequence[Cell], method: str = "picnn") -> Markdown:
         rows.append({"Trait": trait, f"Holds ({len(s.holds)})": shown[0], f"Fails ({len(s.fails)})": shown[1], "p": f"{p:.2f}"})
     n = len(described)
     least = min(1.0, 2 / math.comb(n, len(s.holds)))
+    hold, fail = (", ".join(map(called, side)) for side in (s.holds, s.fails))
     text = (
-        f"Holds: {', '.join(s.holds)}. Fails: {', '.join(s.fails)}. With {n} networks split so, the smallest p of a rank "
+        f"Holds: {hold}. Fails: {fail}. With {n} networks split so, the smallest p of a rank "
         f"test is {least:.2g}, and {len(rows)} traits are tried, so that one of them below 0.05 would prove nothing: read "
         "the rows as questions for a larger grid."
     )
@@ -296,7 +297,7 @@ def stages(cells: Sequence[Cell]) -> Figure:
             ax.plot(at, [np.mean(values[i]) for i in at], color=color, marker=marker, ms=ms, lw=1, label=method.upper())
             for i in at:
                 ax.plot([i] * len(values[i]), values[i], ".", color=color, ms=3, alpha=0.6)
-        ax.set_xticks(range(len(cells)), [c.network for c in cells], rotation=30, ha="right")
+        ax.set_xticks(range(len(cells)), [called(c.network) for c in cells], rotation=30, ha="right")
         ax.set_title(TITLES[metric].replace(" without ", "\nwithout "))
         if not any(any(c.runs.values()) for c in cells):
             ax.set_yticks([])
@@ -310,7 +311,7 @@ def stage_table(cells: Sequence[Cell]) -> Markdown:
     for c in cells:
         known = traits(c.recipe.net)
         start = {
-            "Gate after": c.network,
+            "Gate after": called(c.network),
             "Filters K": str(known["Filters K"]),
             "Side of the map": str(known["Side of the map"]),
         }

@@ -50,7 +50,8 @@ def rates(profile: str, runs: dict[str, list[Run]], cells: Sequence[Cell]) -> Ma
     every = sorted({lr for found in trials.values() for lr in found})
     rows = []
     for network, found in trials.items():
-        row = {"Network": network} | {f"{lr:g}": f"{found[lr].metrics['accuracy']:.3f}" if lr in found else "" for lr in every}
+        row = {"Network": grid.called(network)}
+        row |= {f"{lr:g}": f"{found[lr].metrics['accuracy']:.3f}" if lr in found else "" for lr in every}
         best = grid.taken(found)
         rows.append(
             row | {"Taken": f"{best:g}" if used.get(network) == best else f"{best:g}, and the grid has {used.get(network)}"}
