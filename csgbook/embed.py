@@ -44,7 +44,7 @@ def in_markdown(name: str) -> str:
 
 
 def heat_map(values: np.ndarray) -> str:
-    """One pixel an entry, blue where it is 1 and clear where it is 0, so that it fits a light and a dark page."""
+    """One pixel per entry, blue where it is 1 and clear where it is 0, so that it fits a light and a dark page."""
     pixels = np.empty((*values.shape, 4), np.uint8)
     pixels[..., :3] = BLUE
     pixels[..., 3] = np.round(255 * np.clip(values, 0, 1))

@@ -56,6 +56,17 @@ def test_a_figure_has_its_panels_and_is_closed(name, pair):
     assert plt.get_fignums() == []
 
 
+@pytest.mark.parametrize("classes, rows", [((0, 0, 1, 2), (0, 1)), ((3, 3, 2, 2), (0, 1, 2, 3))])
+def test_where_filters_fire_is_compared_class_by_class(classes, rows, pair, monkeypatch):
+    """The second network owns classes 0 and 1; a row that one of the two lacks stays empty on its side."""
+    owned = {"CSG": torch.tensor(classes), "STD": torch.tensor([0, 1, 1, 0])}
+    monkeypatch.setattr(figures.metrics, "owners", lambda readout: owned["STD" if readout.gate is None else "CSG"])
+    monkeypatch.setattr(figures, "sample_maps", lambda run: torch.rand(1000, 4, 8, 8, generator=torch.manual_seed(0)) + 0.1)
+    figure = figures.places(pair, data.CLASSES, shown=2)
+    shown = [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()]
+    assert shown == [data.CLASSES[c] for c in rows for group in owned.values() if c in group.tolist()]
+
+
 def test_the_heat_map_of_removals_shows_the_numbers(run):
     accuracies = metrics.removal(run.readout, metrics.cluster(run.readout.gate))
     image = figures.removals({"own": accuracies}, data.CLASSES).axes[0].images[0]

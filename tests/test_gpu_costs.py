@@ -37,7 +37,7 @@ def small(monkeypatch, nothing_measured):
 
 
 def test_counts_are_those_of_the_layers():
-    """Of the ResNet-20: each convolution costs 2 operations a multiply-add, three times over but for the first, whose input
+    """Of the ResNet-20: each convolution costs 2 operations per multiply-add, three times over but for the first, whose input
     needs no gradient."""
     convolutions = [16 * 3 * 9 * 32**2] + [16 * 16 * 9 * 32**2] * 6
     convolutions += [32 * 16 * 9 * 16**2] + [32 * 32 * 9 * 16**2] * 5 + [64 * 32 * 9 * 8**2] + [64 * 64 * 9 * 8**2] * 5

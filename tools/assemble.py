@@ -51,7 +51,7 @@ def clean(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def write_results(sources: Path, results: list[dict]) -> None:
-    """One section a page for the results."""
+    """One section per page for the results."""
     contradicted = [c for c in results if c["verdict"] == "contradicted"]
     (sources / "_contradicted.md").write_text(verdicts.markdown(contradicted) if contradicted else "No claim so far.\n")
     moved = scoreboard.by_schedule(results)

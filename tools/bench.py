@@ -116,7 +116,7 @@ def child(*words: object) -> dict:
 
 
 def cpu_train(rounds: int) -> tuple[list[float], dict]:
-    """Images a second over ten epochs, starting included, the plain loop's over the usual one's; alternating processes."""
+    """Images per second over ten epochs, starting included, the plain loop's over the usual one's; alternating processes."""
     found: dict[str, list[dict]] = {"usual": [], "plain": [], "fast": []}
     for _ in range(rounds):
         found["usual"].append(child("usual", "cpu", torch.get_num_threads()))

@@ -4,7 +4,7 @@
     python tools/bench_files.py child WHAT   one measurement in a process of its own; prints JSON
 
 Tiny ImageNet brought to 128 x 128 pixels, whose 110,000 pictures are 5.4 GB, stays in its files.  Read alone, and with a
-ResNet-8: by csglib, and by the usual loop of torchvision's ImageFolder and transforms in a DataLoader with a worker a core.
+ResNet-8: by csglib, and by the usual loop of torchvision's ImageFolder and transforms in a DataLoader with one worker per core.
 Then one whole epoch with the memory of all its processes, and MIS at the size of ImageNet's validation set.
 """
 

@@ -73,7 +73,7 @@ def measure_steps(task: gpu_costs.Task, rounds: int, precision: str) -> dict:
 
 
 def measure_decoding(rounds: int) -> float:
-    """Images a second that one core decodes from JPEG, crops and scales to 224 pixels: a picture made of the sample's."""
+    """Images per second that one core decodes from JPEG, crops and scales to 224 pixels: a picture made of the sample's."""
     images = data.load("cifar10-mini").train.images[:48].permute(0, 2, 3, 1).numpy()
     mosaic = np.concatenate([np.concatenate(list(images[i : i + 8]), axis=1) for i in range(0, 48, 8)])
     file = io.BytesIO()

@@ -30,7 +30,7 @@ CALLED = {  # what people call them; another name stays as it is
     "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg11": "VGG-11", "densenet": "DenseNet", "mobilenet": "MobileNetV2",
     "shufflenet": "ShuffleNetV2", "efficientnet": "EfficientNet-B0", "regnet": "RegNet", "convnext": "ConvNeXt", "vit": "ViT",
     "cifar10": "CIFAR-10", "tiny-imagenet": "Tiny ImageNet", "stage1": "stage 1", "stage2": "stage 2", "stage3": "stage 3",
-    "stage4": "stage 4",
+    "stage4": "stage 4", "resnet50": "ResNet-50", "stl10": "STL-10", "imagenet100": "ImageNet-100",
 }  # fmt: skip
 FEW = 5  # filters per class: PICNN's interpretation path needs so many (csglib/methods/picnn.py)
 

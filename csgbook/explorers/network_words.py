@@ -15,7 +15,7 @@ MAPS = 32  # side of the first layer's maps
 
 
 def answer(runs: dict[str, Run]) -> Markdown:
-    """What is left of a class without its filters, on all test images of the runs; a network a name."""
+    """What is left of a class without its filters, on all test images of the runs; one network per name."""
     left = {n: metrics.own_and_others(metrics.removal(r.readout, metrics.own_filters(r.readout))) for n, r in runs.items()}
     specific = set(left) == {"STD", "CSG"} and left["CSG"][0] < 0.02 and left["STD"][0] > 0.1
     head = "With class-specific filters it does, in a standard network only in part. " if specific else ""

@@ -199,7 +199,7 @@ def few(cells: Sequence[Cell]) -> Markdown:
     """Which cells have fewer than five filters per class."""
     known = [(c, traits(c.recipe.net)["Filters K"] / c.classes) for c in cells if c.classes]
     if not known:
-        return Markdown("How many filters per class has is not known yet: that takes a run, or `python tools/grid_pace.py`.")
+        return Markdown("How many filters there are per class is not known yet: run a cell, or `python tools/grid_pace.py`.")
     named = [f"{called(c.network)} on {called(c.data)} ({each:.1f})" for c, each in known if each < grid.FEW]
     if not named:
         return Markdown("Every network here has at least five filters per class.")

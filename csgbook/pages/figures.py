@@ -251,7 +251,7 @@ def correlations(runs: dict[str, Run]) -> Figure:
 
 @styled
 def removals(accuracies: dict[str, Float[Tensor, "C C"]], classes: tuple[str, ...]) -> Figure:
-    """One heat map an entry: the class whose filters are removed (rows), accuracy on each class (columns)."""
+    """One heat map per entry: the class whose filters are removed (rows), accuracy on each class (columns)."""
     fig, axes = plt.subplots(1, len(accuracies), figsize=(6.4, 3), sharey=True, squeeze=False, layout="constrained")
     for ax, (name, values) in zip(axes[0], accuracies.items(), strict=True):
         im = draw_matrix(ax, values)
@@ -309,13 +309,15 @@ def centres(runs: dict[str, Run], classes: tuple[str, ...]) -> Figure:
 def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, shown: int = 5) -> Figure:
     """Where filters fire: for a few classes and each network the sample's images that excite the class's first filter most.
 
-    The line encloses what exceeds half of the map's maximum.  Classes are spread over those that have a filter in each network.
+    The line encloses what exceeds half of the map's maximum.  Classes are spread over those that have a filter in each network;
+    where there is none, over all, and a network without a filter of one has an empty row.
     """
+    maps_of = {name: sample_maps(run) for name, run in runs.items()}
     firing: dict[str, dict[int, int]] = {}  # the first filter of each class that fires at all
     for name, run in runs.items():
-        alive = sample_maps(run).amax((0, 2, 3)) > 0
+        alive = maps_of[name].amax((0, 2, 3)) > 0
         firing[name] = {c: k for k, c in reversed([*enumerate(metrics.owners(run.readout).tolist())]) if alive[k]}
-    common = sorted(set.intersection(*map(set, firing.values())))
+    common = sorted(set.intersection(*map(set, firing.values())) or set.union(*map(set, firing.values())))
     filters = min(filters, len(common))
     rows = [common[round(i * (len(common) - 1) / max(filters - 1, 1))] for i in range(filters)]
 
@@ -324,9 +326,12 @@ def places(runs: dict[str, Run], classes: tuple[str, ...], filters: int = 4, sho
     for ax in axes[:, shown :: shown + 1].flat:
         ax.remove()
     for j, (name, run) in enumerate(runs.items()):
-        images, maps = sample(run), sample_maps(run)
+        images, maps = sample(run), maps_of[name]
         for row, c in zip(axes[:, j * (shown + 1) : j * (shown + 1) + shown], rows, strict=True):
-            k = firing[name][c]
+            if (k := firing[name].get(c)) is None:
+                for ax in row:
+                    ax.axis("off")
+                continue
             best = maps[:, k].amax((1, 2)).argsort(dim=0, descending=True, stable=True)[:shown]
             for ax, n in zip(row, best.tolist(), strict=True):
                 size = images.shape[2:]

@@ -70,7 +70,7 @@ def dearest_epoch(recipe: Recipe) -> int:
 
 
 class Kernels(TorchDispatchMode):
-    """Counts what is computed, views left out: at least so many kernels per GPU."""
+    """Counts what is computed, views left out: a GPU starts at least so many kernels."""
 
     count = 0
 
@@ -159,9 +159,9 @@ def rows(
     Assumed:
     - Without that measurement a step reaches 5 to 25 % of the peak.  ResNet-50 reaches 23 % on a V100 and 19 % on an A100 by
       the tables of NVIDIA's DeepLearningExamples (1,200 and 2,470 images/s; 24.3 billion operations per image by our count,
-      peaks of 125 and 312 trillion a second); an H200 has less memory bandwidth for its peak than either.  The range is wide
+      peaks of 125 and 312 trillion per second); an H200 has less memory bandwidth for its peak than either.  The range is wide
       since networks differ: on the processor, busy with other work, these differ twofold in operations per second.
-    - A step takes at least 2 to 10 microseconds a kernel, which bounds small batches of deep networks.
+    - A step takes at least 2 to 10 microseconds per kernel, which bounds small batches of deep networks.
     - Each GPU keeps the recipe's batch, so the batch of a step grows with the GPUs.  That it learns as well is not claimed;
       with few steps per epoch it will not.
     - Gradients are exchanged in float32, at 40 to 80 % of the bandwidths in `Machines`.  The shorter time hides the exchange
@@ -223,7 +223,7 @@ def time(hours: tuple[float, float]) -> str:
 
 
 def table(price: float | None = None) -> Markdown:
-    """The rows as the page shows them, costs where there is a price, and how the speeds were come by."""
+    """The rows as the page shows them, costs where there is a price, and where the speeds come from."""
     told = rows(price=price)
     shown = [
         {

@@ -30,7 +30,7 @@ def schedules(cells: Sequence[Cell]) -> Markdown:
         reached = [run.metrics["accuracy"] for c in group for run in c.runs.get("std", [])]
         rows.append(
             {
-                "Data": f"`{recipe.dataset}`" if data == recipe.dataset else f"{data}, `{recipe.dataset}`",
+                "Data": f"`{recipe.dataset}`" if data == recipe.dataset else f"{grid.called(data)}, `{recipe.dataset}`",
                 "Epochs": str(recipe.epochs),
                 "of them gated": str(gated),
                 "Images per step": str(recipe.batch_size),

@@ -131,15 +131,15 @@ def published_of(profile: str, folder: Path | str | None = None) -> str:
 
 
 def times_of(profile: str, folder: Path | str | None = None) -> str:
-    """One sentence on what the published runs of a profile took on each machine; nothing where there are none."""
+    """One sentence on what the published runs of a profile's length took on each machine; nothing where there are none."""
     by_machine: dict[str, list[float]] = {}
-    for run in runs_of(profile, folder):
+    epochs = experiments.profile(profile).recipe["epochs"]
+    for run in (run for run in runs_of(profile, folder) if run.recipe.epochs == epochs):
         by_machine.setdefault(machine(run), []).append(run.provenance["train_seconds"] / 60)
     took = [
         f"{min(each):.0f}{f' to {max(each):.0f}' * (len(each) > 1)} minutes on {name} ({len(each)} run{'s' * (len(each) > 1)})"
         for name, each in by_machine.items()
     ]
-    epochs = experiments.profile(profile).recipe["epochs"]
     told = f"The published runs of {epochs} epochs, some of which shared their machine with others, took {' and '.join(took)}."
     return told * bool(took)
 

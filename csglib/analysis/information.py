@@ -68,7 +68,7 @@ def mutual_information(
     swept = sweep is not None and features.device.type == "cpu"
     terms = torch.empty(num_classes, K, dtype=torch.float64, device=features.device)
     with progress(num_classes * K, "pair", N * K * (1 if swept else num_classes)) as bar:
-        for part in torch.arange(K).split(max(1, 2**21 // N)):  # at most 16 MB a tensor, however many filters there are
+        for part in torch.arange(K).split(max(1, 2**21 // N)):  # at most 16 MB per tensor, however many filters there are
             x, order = features[:, part].double().T.contiguous().sort(dim=1)  # (K, N)
             y = labels[order]
             if swept:

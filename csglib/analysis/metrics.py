@@ -67,7 +67,7 @@ def normalised(information: Float[Tensor, "C K"], labels: Int[Tensor, " N"]) -> 
 
     In [0, 1], and 1 where each filter tells one class perfectly, however many images the class has; with classes of equal
     size it is MIS / H(1/C).  The estimate of a perfect filter exceeds H(p_c) by up to 1.5 / N, so the mean is cut off at 1.
-    A rare class is more easily told by chance: look at the null beside it.
+    A rare class is more easily told by chance: look at the chance level beside it.
     """
     count = torch.bincount(labels, minlength=len(information)).tolist()
     top = information.new_tensor([entropy(n / len(labels)) for n in count])[:, None]
@@ -123,7 +123,7 @@ def evaluate(readout: Readout) -> dict[str, float | None]:
 
     Returns:
         Name -> value, as metrics.json has them; None for what needs a gate where there is none.  With more than ten classes
-        `mis_balanced` and its null are among them: there the bound of `mis` is so small that they are needed beside it.
+        `mis_balanced` and its chance level are among them: there the bound of `mis` is so small that they are needed beside it.
 
     Raises:
         Problem: For a readout that holds NaN or infinity, or labels of no class.

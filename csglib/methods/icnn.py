@@ -1,6 +1,6 @@
 """ICNN's templates (Zhang, Wu, Zhu, CVPR 2018): a filter should fire for one class, and in one place of the map.
 
-The loss of a filter is -MI(X; T), the mutual information between its maps X and a set of templates T: one for each place of
+The loss of a filter is -MI(X; T), the mutual information between its maps X and a set of templates T: one for each position of
 the map, and one for "not here".  `information` and `gradient` compute it and its derivative exactly.  Training follows the
 released code instead, which injects an approximate gradient: `filter_loss` has that gradient, and no meaning as a value.
 """
@@ -112,7 +112,7 @@ def centroid(sums: Float[Tensor, "N K L"]) -> tuple[Tensor, Tensor]:
 
 
 def apart(sums: Float[Tensor, "N K L"]) -> Float[Tensor, "N K L"]:
-    """Distance of each place from the rounded centroid, on an axis from -1 to 1."""
+    """Distance of each position from the rounded centroid, on an axis from -1 to 1."""
     grid, centre = centroid(sums)
     return (grid - centre.round()[..., None]).abs() * (2 / max(len(grid) - 1, 1))
 

@@ -69,7 +69,7 @@ def vgg11_bn(width: float) -> nn.Module:
 
 
 def densenet29(width: float) -> nn.Module:
-    """DenseNet-BC with three layers a block, growth rate 32 and 64 first channels as DenseNet-121."""
+    """DenseNet-BC with three layers per block, growth rate 32 and 64 first channels as DenseNet-121."""
     return models.DenseNet(whole(32 * width), (3, 3, 3, 3), whole(64 * width))
 
 
@@ -162,7 +162,7 @@ def fitted(name: str, num_classes: int) -> Split:
         height, across = net.eval().maps(torch.zeros(1, 3, SIZE, SIZE)).shape[2:]
     if height * across == 1:
         raise Problem(
-            f"layer {layer!r} of {family} has no spatial extent, one place of 32 pixels: put the gate earlier, at {stages}"
+            f"layer {layer!r} of {family} has no spatial extent, one position of 32 pixels: put the gate earlier, at {stages}"
         )
     return net.train()
 

@@ -58,7 +58,7 @@ def check_counts(run: Run) -> str:
             raise Problem(f"{path} says {name} {share}, which is no number of its {N} test images: {AGAIN}")
     if m["acc1"] != m["accuracy"] or not m["mis_null"] <= max(m["mis"], 0.02) or not m["mis_normalised"] <= 1:
         raise Problem(
-            f"{path} contradicts itself: acc1 is the accuracy, and MIS lies above its null and below its bound: {AGAIN}"
+            f"{path} contradicts itself: acc1 is the accuracy, and MIS lies above its chance level and below its bound: {AGAIN}"
         )
     check_drift(run, N)
     left = " and ".join(run.left_out)
