@@ -58,9 +58,10 @@ def test_provenance_names_machine_commit_versions_and_time_and_links_to_each_run
 
 
 def test_what_the_longest_runs_took_is_told_for_each_machine_and_each_run_counts_once(monkeypatch):
-    there = [fake(0, 0.9), fake(1, 0.9, gpu="A GPU"), fake(2, 0.9, gpu="A GPU")]
-    for run, minutes in zip(there, (180, 6, 8), strict=True):
+    there = [fake(0, 0.9), fake(1, 0.9, gpu="A GPU"), fake(2, 0.9, gpu="A GPU"), fake(3, 0.9)]
+    for run, minutes, epochs in zip(there, (180, 6, 8, 1), (200, 200, 200, 30), strict=True):
         run.provenance["train_seconds"] = 60 * minutes
+        object.__setattr__(run, "recipe", dataclasses.replace(run.recipe, epochs=epochs))
     monkeypatch.setattr(experiments, "published", lambda *_: {"std": there, "csg": there[:1]})
     told = origin.times_of("paper")
     assert "200 epochs" in told and "180 minutes on An abacus, 2 threads (1 run) and 6 to 8 minutes on A GPU (2 runs)" in told
