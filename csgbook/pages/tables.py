@@ -198,7 +198,10 @@ def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
         words = ", ".join(f"`{k} {v}`" for k, v in changed.items() if known.get(k) != v and k != "seed")
         row = {"Variant": name, "Changes": "–" if name == base or not group else words}
         for metric in ("accuracy", "mis", "l1_density", "acc3"):  # ACC2 mostly repeats the accuracy (page on removal)
-            row[METRICS.get(metric, metric.upper())] = spread([run.metrics[metric] for run in group], 3)
+            told = spread([run.metrics[metric] for run in group], 3)
+            row[METRICS.get(metric, metric.upper())] = (
+                told.split(" ±")[0] if metric == "l1_density" else told
+            )  # it hardly varies
         rows.append(row | {"Runs": str(len(group)) if group else "not run here"})
     return markdown(pd.DataFrame(rows))
 
