@@ -199,9 +199,9 @@ def ablations(runs: dict[str, list[Run]], base: str) -> Markdown:
         row = {"Variant": name, "Changes": "–" if name == base or not group else words}
         for metric in ("accuracy", "mis", "l1_density", "acc3"):  # ACC2 mostly repeats the accuracy (page on removal)
             told = spread([run.metrics[metric] for run in group], 3)
-            row[METRICS.get(metric, metric.upper())] = (
-                told.split(" ±")[0] if metric == "l1_density" else told
-            )  # it hardly varies
+            if metric == "l1_density":  # which hardly varies
+                told = told.split(" ±")[0]
+            row[METRICS.get(metric, metric.upper())] = told
         rows.append(row | {"Runs": str(len(group)) if group else "not run here"})
     return markdown(pd.DataFrame(rows))
 
