@@ -1,8 +1,8 @@
 """ImageNet and Tiny ImageNet as they are released: a folder for the pictures of each WordNet number.
 
-    imagenet:PATH@224         train/WNID/*.JPEG and val/WNID/*.JPEG, or val/*.JPEG beside the devkit, which says what they show
-    tiny-imagenet@64          tiny-imagenet-200 beside the downloads: train/WNID/images, val/images and val/val_annotations.txt
-    tiny-imagenet@20classes   of all classes, in the order of their numbers, 20 at equal distances
+- `imagenet:PATH@224`: `train/WNID/*.JPEG` and `val/WNID/*.JPEG`, or `val/*.JPEG` beside the devkit, which says what they show
+- `tiny-imagenet@64`: tiny-imagenet-200 beside the downloads: train/WNID/images, val/images and val/val_annotations.txt
+- `tiny-imagenet@20classes`: of all classes, in the order of their numbers, 20 at equal distances
 
 Both parts are in the order of the sha256 of the pictures' names, which is random, so that a recipe's `holdout` takes some of
 every class.  The digest of the data covers names and lengths, which takes seconds where 150 GB of contents would take many

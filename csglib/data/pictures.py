@@ -2,10 +2,10 @@
 
 A data set of one's own is called KIND:PATH, with options behind it, each after an @:
 
-    folder:my-pictures@64        brought to 64 x 64 pixels; without it 128
-    folder:my-pictures@64@skip   what cannot be read is left out and counted; without it, it stops with its name
-    voc:pets@cat,dog             of VOC's objects those of these classes; `@all` of all that there are
-    imagenet:PATH@20classes      of the classes of ImageNet, or of Tiny ImageNet, so many
+- `folder:my-pictures@64`: brought to 64 x 64 pixels; without it 128
+- `folder:my-pictures@64@skip`: what cannot be read is left out and counted; without it, it stops with its name
+- `voc:pets@cat,dog`: of VOC's objects those of these classes; `@all` of all that there are
+- `imagenet:PATH@20classes`: of the classes of ImageNet, or of Tiny ImageNet, so many
 
 PATH is looked for in the current folder, then beside the downloads.  What is left out is counted, by reasons, in one line.
 """
