@@ -233,13 +233,11 @@ def table(price: float | None = None) -> Markdown:
             "Images/s": span(row["images_per_second"]),
             "Time": time(row["hours"]),
             "GPU-hours": span(row["gpu_hours"]),
-            "Price": span(row["price"]),
+            **({} if price is None else {"Price": span(row["price"])}),
             "Cores that decode": "–" if row["cores"] is None else f"{row['cores']:,}",
         }
         for row in told
     ]
-    if price is None:
-        shown = [{name: value for name, value in row.items() if name != "Price"} for row in shown]
     tasks_by_basis: dict[str, dict[str, None]] = {}
     for row in told:
         tasks_by_basis.setdefault(row["basis"], {})[row["task"]] = None

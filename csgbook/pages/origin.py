@@ -68,10 +68,14 @@ def strip(runs: dict[str, list[Run]], published: bool = True) -> Markdown:
 
 def minutes(group: list[Run]) -> str:
     """By machine, in the order in which `joined` names them: what a GPU and a CPU take has no mean."""
-    by_machine: dict[str, list[float]] = {}
+    return " / ".join(spread(values, 0 if min(values) >= 1 else 1) for values in minutes_by_machine(group).values())
+
+
+def minutes_by_machine(group: Sequence[Run]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
     for run in group:
-        by_machine.setdefault(machine(run), []).append(run.provenance["train_seconds"] / 60)
-    return " / ".join(spread(values, 0 if min(values) >= 1 else 1) for values in by_machine.values())
+        found.setdefault(machine(run), []).append(run.provenance["train_seconds"] / 60)
+    return found
 
 
 def shown(by_schedule: Sequence[Runs], drawn: Runs) -> str:
@@ -132,10 +136,8 @@ def published_of(profile: str, folder: Path | str | None = None) -> str:
 
 def times_of(profile: str, folder: Path | str | None = None) -> str:
     """One sentence on what the published runs of a profile's length took on each machine; nothing where there are none."""
-    by_machine: dict[str, list[float]] = {}
     epochs = experiments.profile(profile).recipe["epochs"]
-    for run in (run for run in runs_of(profile, folder) if run.recipe.epochs == epochs):
-        by_machine.setdefault(machine(run), []).append(run.provenance["train_seconds"] / 60)
+    by_machine = minutes_by_machine([run for run in runs_of(profile, folder) if run.recipe.epochs == epochs])
     took = [
         f"{min(each):.0f}{f' to {max(each):.0f}' * (len(each) > 1)} minutes on {name} ({len(each)} run{'s' * (len(each) > 1)})"
         for name, each in by_machine.items()
